@@ -1,0 +1,1 @@
+"""Amaranth RTL of the training core: configuration, program format, units, and Verilog generation."""

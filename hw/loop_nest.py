@@ -1,0 +1,91 @@
+"""Nested loops that carry affine addresses by addition."""
+
+from __future__ import annotations
+
+from amaranth.hdl import Const, Module, Shape, Signal
+from amaranth.lib import wiring
+from amaranth.lib.wiring import In, Out
+
+__all__ = ["LoopNest"]
+
+
+class LoopNest(wiring.Component):
+    """Counts through ``levels`` nested loops and carries affine values without a multiplier.
+
+    Level 0 is the outermost. Every named value starts at ``start`` and is, in iteration (i0, i1, ...),
+    ``start + i0 * stride[0] + i1 * stride[1] + ...`` modulo its width. A count of 0 behaves as 1.
+
+    Parameters
+    ----------
+    levels : number of loops, at least 1.
+    values : ``{name: shape}`` of the values to carry.
+    count_bits : width of a loop count.
+
+    Attributes
+    ----------
+    load : In(1)  restart at the first iteration; ``start_*`` is taken in the same cycle.
+    step : In(1)  go on to the next iteration; from the last one it wraps to zero counters.
+    count : In(count_bits).array(levels), held stable while the loops run.
+    start_NAME : In(shape); stride_NAME : In(shape).array(levels), held stable.
+    value_NAME : Out(shape)  value of the current iteration (registered).
+    at_first, at_last : Out(levels)  bit k: loop k is in its first / last iteration.
+    last : Out(1)  the current iteration is the last one of all.
+
+    Latency: one cycle from ``load`` or ``step`` to the outputs; one iteration per cycle. One adder per value.
+    """
+
+    def __init__(self, levels: int, values: dict[str, object], *, count_bits: int = 16):
+        if levels < 1:
+            raise ValueError(f"a loop nest needs at least one level, not {levels}")
+        self.levels = levels
+        self.values = {name: Shape.cast(shape) for name, shape in values.items()}
+        self.count_bits = count_bits
+        members = {"load": In(1), "step": In(1), "count": In(count_bits).array(levels),
+                   "at_first": Out(levels), "at_last": Out(levels), "last": Out(1)}
+        for name, shape in self.values.items():
+            members[f"start_{name}"] = In(shape)
+            members[f"stride_{name}"] = In(shape).array(levels)
+            members[f"value_{name}"] = Out(shape)
+        super().__init__(members)
+
+    def elaborate(self, platform):
+        m = Module()
+        counters = [Signal(self.count_bits, name=f"counter{k}") for k in range(self.levels)]
+        for k, counter in enumerate(counters):
+            m.d.comb += [self.at_first[k].eq(counter == 0),
+                         self.at_last[k].eq((counter + 1 == self.count[k]) | (self.count[k] == 0))]
+        m.d.comb += self.last.eq(self.at_last.all())
+
+        # advance[k]: loop k is the innermost one that can still go on, so it steps and all inner ones restart.
+        advance = Signal(self.levels)
+        inner_done = Const(1)
+        for k in reversed(range(self.levels)):
+            m.d.comb += advance[k].eq(inner_done & ~self.at_last[k])
+            inner_done = inner_done & self.at_last[k]
+        with m.If(self.load):
+            m.d.sync += [counter.eq(0) for counter in counters]
+        with m.Elif(self.step):
+            for k, counter in enumerate(counters):
+                with m.If(advance[k]):
+                    m.d.sync += counter.eq(counter + 1)
+                with m.Elif(self.at_last[k:].all()):
+                    m.d.sync += counter.eq(0)
+
+        for name, shape in self.values.items():
+            # base[k]: the value at the start of the current iteration of loop k.
+            base = [Signal(shape, name=f"{name}_base{k}") for k in range(self.levels)]
+            stride = getattr(self, f"stride_{name}")
+            origin, offset = Signal(shape, name=f"{name}_origin"), Signal(shape, name=f"{name}_offset")
+            following = Signal(shape, name=f"{name}_next")
+            for k in range(self.levels):
+                with m.If(advance[k]):
+                    m.d.comb += [origin.eq(base[k]), offset.eq(stride[k])]
+            m.d.comb += following.eq(origin + offset)
+            for k in range(self.levels):
+                with m.If(self.load):
+                    m.d.sync += base[k].eq(getattr(self, f"start_{name}"))
+                # Loop j <= k stepped: every level inside it restarts from the new value.
+                with m.Elif(self.step & advance[:k + 1].any()):
+                    m.d.sync += base[k].eq(following)
+            m.d.comb += getattr(self, f"value_{name}").eq(base[-1])
+        return m
