@@ -1,8 +1,11 @@
-"""Data sets: raw uint8 images `[n][h][w][c]`, labels, and the order in which training sees them (contract section 8).
+"""Data sets: raw uint8 images `[n][h][w][c]`, labels, and the order in which training sees them (contract
+section 8).
 
 `digits` comes with scikit-learn. The others are read in their published formats from `DIR/NAME` where DIR is
-`--data-dir` or `INTRAIN_DATA`; without either they are downloaded once, with checksums. `synthetic` is noise for benchmarks.
+`--data-dir` or `INTRAIN_DATA`; without either they are downloaded once, with checksums. `synthetic` is noise
+for benchmarks.
 """
+
 from __future__ import annotations
 
 import gzip
@@ -22,7 +25,9 @@ from golden.errors import InputError
 
 @dataclass(frozen=True)
 class DataSet:
-    """Constants of a data set. Pixels run from 0 to `scale`; mean and deviation per channel are fractions of it."""
+    """Constants of a data set. Pixels run from 0 to `scale`; mean and deviation per channel are fractions of
+    it.
+    """
 
     name: str
     shape: tuple[int, int, int]
@@ -41,14 +46,28 @@ DATA_SETS = {
         DataSet("digits", (8, 8, 1), 1440, 357, 16, (0.3053,), (0.3760,), 32),
         DataSet("mnist", (28, 28, 1), 60000, 10000, 255, (0.1307,), (0.3081,), 64),
         DataSet("fashion-mnist", (28, 28, 1), 60000, 10000, 255, (0.2860,), (0.3530,), 64),
-        DataSet("cifar-10", (32, 32, 3), 50000, 10000, 255, (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616), 128),
+        DataSet(
+            "cifar-10",
+            (32, 32, 3),
+            50000,
+            10000,
+            255,
+            (0.4914, 0.4822, 0.4465),
+            (0.2470, 0.2435, 0.2616),
+            128,
+        ),
         DataSet("synthetic", (16, 16, 3), 1024, 256, 255, (0.5, 0.5, 0.5), (0.2887, 0.2887, 0.2887), 32),
     )
 }
 
 _MNIST_URL = "https://ossci-datasets.s3.amazonaws.com/mnist/"
 _FASHION_URL = "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/"
-_IDX_FILES = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")
+_IDX_FILES = (
+    "train-images-idx3-ubyte",
+    "train-labels-idx1-ubyte",
+    "t10k-images-idx3-ubyte",
+    "t10k-labels-idx1-ubyte",
+)
 _SHA256 = {
     "mnist": (
         "440fcabf73cc546fa21475e81ea370265605f56be210a4024d2ca8f203523609",
@@ -134,9 +153,13 @@ def read_idx(path: Path) -> np.ndarray:
     return np.frombuffer(content, np.uint8, offset=4 + 4 * rank).reshape(shape)
 
 
-def _check(info: DataSet, images: np.ndarray, labels: np.ndarray, where: Path) -> tuple[np.ndarray, np.ndarray]:
+def _check(
+    info: DataSet, images: np.ndarray, labels: np.ndarray, where: Path
+) -> tuple[np.ndarray, np.ndarray]:
     if images.shape[1:] != info.shape:
-        raise InputError(f"{where}: {info.name} images must have shape {info.shape}, found {images.shape[1:]}")
+        raise InputError(
+            f"{where}: {info.name} images must have shape {info.shape}, found {images.shape[1:]}"
+        )
     if labels.shape != (len(images),):
         raise InputError(f"{where}: {len(images)} images but labels of shape {labels.shape}")
     return images, check_labels(labels, info.classes, where)
@@ -168,7 +191,9 @@ def _load_cifar(info: DataSet, folder: Path) -> list[np.ndarray]:
         path = _find(folder, name, ("", ".xz", ".gz"))
         content = _read(path)
         if not content or len(content) % _CIFAR_RECORD:
-            raise InputError(f"{path} is truncated: {len(content)} bytes are not a multiple of {_CIFAR_RECORD}")
+            raise InputError(
+                f"{path} is truncated: {len(content)} bytes are not a multiple of {_CIFAR_RECORD}"
+            )
         records = np.frombuffer(content, np.uint8).reshape(-1, _CIFAR_RECORD)
         pixels = records[:, 1:].reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
         batch = _check(info, np.ascontiguousarray(pixels), records[:, 0], path)
@@ -201,15 +226,23 @@ def _download(info: DataSet) -> Path:
     try:
         import pooch
     except ImportError:
-        raise InputError(f"{info.name} is not on this machine: pass --data-dir DIR with a folder DIR/{info.name}, "
-                         "or pip install pooch to download it") from None
+        raise InputError(
+            f"{info.name} is not on this machine: pass --data-dir DIR with a folder DIR/{info.name}, "
+            "or pip install pooch to download it"
+        ) from None
     import logging
 
     pooch.get_logger().setLevel(logging.ERROR)
     folder = Path(pooch.os_cache("intrain")) / info.name
     try:
         if info.name == "cifar-10":
-            pooch.retrieve(_CIFAR_URL, _CIFAR_HASH, "cifar-10-binary.tar.gz", folder, processor=pooch.Untar(extract_dir="."))
+            pooch.retrieve(
+                _CIFAR_URL,
+                _CIFAR_HASH,
+                "cifar-10-binary.tar.gz",
+                folder,
+                processor=pooch.Untar(extract_dir="."),
+            )
             return folder / "cifar-10-batches-bin"
         base = _MNIST_URL if info.name == "mnist" else _FASHION_URL
         for name, digest in zip(_IDX_FILES, _SHA256[info.name], strict=True):
@@ -217,8 +250,9 @@ def _download(info: DataSet) -> Path:
         return folder
     except (OSError, ValueError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise InputError(f"cannot download {info.name} ({reason[:120]}): pass --data-dir DIR with a folder "
-                         f"DIR/{info.name}") from None
+        raise InputError(
+            f"cannot download {info.name} ({reason[:120]}): pass --data-dir DIR with a folder DIR/{info.name}"
+        ) from None
 
 
 def data_set(name: str) -> DataSet:
@@ -258,7 +292,9 @@ def order(seed: int, epoch: int, count: int) -> np.ndarray:
     return np.argsort(random.word(seed, epoch, random.SHUFFLE, np.arange(count)), kind="stable")
 
 
-def batches(dataset: Dataset, seed: int, epoch: int, batch: int, start: int = 0) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+def batches(
+    dataset: Dataset, seed: int, epoch: int, batch: int, start: int = 0
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Whole training batches (images, labels) of one epoch in contract order, from batch number `start`."""
     count = len(dataset.train_images)
     check_batch(batch, count)
@@ -268,8 +304,12 @@ def batches(dataset: Dataset, seed: int, epoch: int, batch: int, start: int = 0)
         yield dataset.train_images[chosen], dataset.train_labels[chosen]
 
 
-def evaluation_batches(images: np.ndarray, labels: np.ndarray, batch: int) -> Iterator[tuple[np.ndarray, np.ndarray, int]]:
-    """(images, labels, counted) in file order; the last batch is filled up with all-zero images that are not counted."""
+def evaluation_batches(
+    images: np.ndarray, labels: np.ndarray, batch: int
+) -> Iterator[tuple[np.ndarray, np.ndarray, int]]:
+    """(images, labels, counted) in file order; the last batch is filled up with all-zero images that are not
+    counted.
+    """
     for first in range(0, len(images), batch):
         chunk, target = images[first : first + batch], labels[first : first + batch]
         missing = batch - len(chunk)

@@ -1,4 +1,5 @@
 """What every method shares: state, step counter, digests, prediction, and the record of a step."""
+
 from __future__ import annotations
 
 import hashlib
@@ -39,8 +40,8 @@ class Trace:
 class Execution:
     """A network being trained by a method.
 
-    `state` maps tensor names, in network order, to (array, exponent). `step_index` is the absolute training step.
-    The batch size is fixed by `batch` or by the first step: the tensors' exponents depend on it.
+    `state` maps tensor names, in network order, to (array, exponent). `step_index` is the absolute training
+    step. The batch size is fixed by `batch` or by the first step: the tensors' exponents depend on it.
     """
 
     unsupported: tuple[type, ...] = ()
@@ -48,8 +49,10 @@ class Execution:
     def __init__(self, method: str, description: Network, seed: int, *, batch: int | None = None):
         for layer in description.layers:
             if isinstance(layer, self.unsupported):
-                raise InputError(f"method {method} has no rule for {type(layer).__name__} ({layer.name} of "
-                                 f"{description.name}): use dfp or float, or a network without it")
+                raise InputError(
+                    f"method {method} has no rule for {type(layer).__name__} ({layer.name} of "
+                    f"{description.name}): use dfp or float, or a network without it"
+                )
         if not 0 <= seed < 2**32:
             raise InputError(f"--seed must be 0..{2**32 - 1}, got {seed}")
         self.method = method
@@ -96,8 +99,10 @@ class Execution:
     def check_images(self, images) -> None:
         images = np.asarray(images)
         if images.dtype != np.uint8 or images.shape[1:] != self.description.input_shape or len(images) == 0:
-            raise InputError(f"images must be uint8 [n]{list(self.description.input_shape)}, "
-                             f"got {images.dtype} {list(images.shape)}")
+            raise InputError(
+                f"images must be uint8 [n]{list(self.description.input_shape)}, "
+                f"got {images.dtype} {list(images.shape)}"
+            )
 
     def check_exponent(self, exponent: int) -> int:
         """Exponents are signed 16 bit; golden refuses what the hardware flags."""
@@ -110,8 +115,10 @@ class Execution:
             return self.convert(np.asarray(images))
         x, exponent = np.asarray(images[0]), int(images[1])
         if x.dtype != np.int8 or x.shape[1:] != self.description.input_shape or (x.size and x.min() == -128):
-            raise InputError(f"converted images must be int8 -127..127 [n]{list(self.description.input_shape)}, "
-                             f"got {x.dtype} {list(x.shape)}")
+            raise InputError(
+                f"converted images must be int8 -127..127 [n]{list(self.description.input_shape)}, "
+                f"got {x.dtype} {list(x.shape)}"
+            )
         return x, exponent
 
     def forward(self, images) -> tuple[np.ndarray, int]:
@@ -146,7 +153,9 @@ class Execution:
         return trace.record
 
     def digest(self) -> str:
-        """SHA-256 over all trained state in network order: little-endian C-order bytes, then the exponent as int32."""
+        """SHA-256 over all trained state in network order: little-endian C-order bytes, then the exponent as
+        int32.
+        """
         sha = hashlib.sha256()
         for array, exponent in self.state.values():
             sha.update(np.ascontiguousarray(array, array.dtype.newbyteorder("<")).tobytes())

@@ -1,9 +1,11 @@
 """Networks as data: a tuple of layers. A network says nothing about arithmetic; a method supplies it.
 
-`network(model, data)` gives a `Network` whose layers know their name, input and output shapes. Layers form a list in
-execution order; each reads the layer before it unless `source` names another (`"input"` is the image), and `Add` also
-reads `other`. Parameter layers (convolution, linear, batch norm) count from 0 in network order for the random streams.
+`network(model, data)` gives a `Network` whose layers know their name, input and output shapes. Layers form a
+list in execution order; each reads the layer before it unless `source` names another (`"input"` is the
+image), and `Add` also reads `other`. Parameter layers (convolution, linear, batch norm) count from 0 in
+network order for the random streams.
 """
+
 from __future__ import annotations
 
 import math
@@ -22,7 +24,8 @@ INPUT = "input"
 class Layer:
     """One layer. `name`, shapes (h, w, c) or (features,) and `index` are filled in by `Network`.
 
-    `index` is the number of parameter layers before this one: the layer's own stream number if it has parameters.
+    `index` is the number of parameter layers before this one: the layer's own stream number if it has
+    parameters.
     """
 
     kind: ClassVar[str]
@@ -44,7 +47,9 @@ class Layer:
 
     def require_image(self, shape: tuple[int, ...]) -> tuple[int, int, int]:
         if len(shape) != 3:
-            raise InputError(f"{self.name} needs an image (h, w, c), its input has shape {shape}: move it before flatten")
+            raise InputError(
+                f"{self.name} needs an image (h, w, c), its input has shape {shape}: move it before flatten"
+            )
         return shape
 
 
@@ -64,8 +69,10 @@ class Conv2d(Layer):
         h, w, _ = self.require_image(shape)
         ho, wo = conv2d_shape(h, w, self.kernel, self.stride, self.padding)
         if min(h, w) + 2 * self.padding < self.kernel:
-            raise InputError(f"{self.name}: kernel {self.kernel} is larger than its padded input {h}x{w} "
-                             f"(padding {self.padding}): use larger images or a smaller kernel")
+            raise InputError(
+                f"{self.name}: kernel {self.kernel} is larger than its padded input {h}x{w} "
+                f"(padding {self.padding}): use larger images or a smaller kernel"
+            )
         return ho, wo, self.channels
 
     @property
@@ -87,7 +94,9 @@ class Conv2d(Layer):
 
 @dataclass(frozen=True)
 class Linear(Layer):
-    """Fully connected layer without bias; an image input is flattened in (h, w, c) order; weights [features][in]."""
+    """Fully connected layer without bias; an image input is flattened in (h, w, c) order; weights
+    [features][in].
+    """
 
     kind: ClassVar[str] = "fc"
     has_weights: ClassVar[bool] = True
@@ -129,8 +138,10 @@ class MaxPool(Layer):
     def infer(self, shape):
         h, w, c = self.require_image(shape)
         if h % self.size or w % self.size:
-            raise InputError(f"{self.name}: input {h}x{w} is not a multiple of the window {self.size}: "
-                             "use images of another size or other padding")
+            raise InputError(
+                f"{self.name}: input {h}x{w} is not a multiple of the window {self.size}: "
+                "use images of another size or other padding"
+            )
         return h // self.size, w // self.size, c
 
 
@@ -189,12 +200,16 @@ class Network:
             layer = replace(layer, name=name, source=layer.source or previous, index=index)
             for source in layer.sources:
                 if source not in shapes:
-                    raise InputError(f"{name} reads {source!r}, which is not an earlier layer: "
-                                     f"choose from {', '.join(shapes)}")
+                    raise InputError(
+                        f"{name} reads {source!r}, which is not an earlier layer: "
+                        f"choose from {', '.join(shapes)}"
+                    )
             shape = shapes[layer.source]
             if isinstance(layer, Add) and shapes[layer.other] != shape:
-                raise InputError(f"{name} adds {layer.source} of shape {shape} to {layer.other} of shape "
-                                 f"{shapes[layer.other]}: make them equal")
+                raise InputError(
+                    f"{name} adds {layer.source} of shape {shape} to {layer.other} of shape "
+                    f"{shapes[layer.other]}: make them equal"
+                )
             for f in fields(layer):
                 value = getattr(layer, f.name)
                 if f.name in ("channels", "kernel", "stride", "size", "features") and value < 1:
@@ -246,13 +261,33 @@ def _mlp(data: str) -> tuple[Layer, ...]:
 
 
 def _lenet(data: str) -> tuple[Layer, ...]:
-    return (Conv2d(20, 5), Relu(), MaxPool(), Conv2d(50, 5), Relu(), MaxPool(), Flatten(),
-            Linear(500), Relu(), Linear(10))
+    return (
+        Conv2d(20, 5),
+        Relu(),
+        MaxPool(),
+        Conv2d(50, 5),
+        Relu(),
+        MaxPool(),
+        Flatten(),
+        Linear(500),
+        Relu(),
+        Linear(10),
+    )
 
 
 def _wage_lenet(data: str) -> tuple[Layer, ...]:
-    return (Conv2d(32, 5), Relu(), MaxPool(), Conv2d(64, 5), Relu(), MaxPool(), Flatten(),
-            Linear(512), Relu(), Linear(10))
+    return (
+        Conv2d(32, 5),
+        Relu(),
+        MaxPool(),
+        Conv2d(64, 5),
+        Relu(),
+        MaxPool(),
+        Flatten(),
+        Linear(512),
+        Relu(),
+        Linear(10),
+    )
 
 
 def _vgg_small_7(data: str) -> tuple[Layer, ...]:
@@ -270,7 +305,14 @@ def _tiny_cnn(data: str) -> tuple[Layer, ...]:
 
 
 def _tiny_cnn_bn(data: str) -> tuple[Layer, ...]:
-    return *_conv(16, batch_norm=True), MaxPool(), *_conv(32, batch_norm=True), MaxPool(), Flatten(), Linear(10)
+    return (
+        *_conv(16, batch_norm=True),
+        MaxPool(),
+        *_conv(32, batch_norm=True),
+        MaxPool(),
+        Flatten(),
+        Linear(10),
+    )
 
 
 def _bench_cnn(data: str) -> tuple[Layer, ...]:
@@ -278,7 +320,9 @@ def _bench_cnn(data: str) -> tuple[Layer, ...]:
 
 
 def _residual(widths: tuple[int, ...], blocks: int) -> tuple[Layer, ...]:
-    """Stem and `blocks` two-convolution blocks per width; a change of width halves the image by a 1x1 projection."""
+    """Stem and `blocks` two-convolution blocks per width; a change of width halves the image by a 1x1
+    projection.
+    """
     layers = [*_conv(widths[0], batch_norm=True)]
     convs = norms = relus = adds = 1
     adds = 0
@@ -286,8 +330,13 @@ def _residual(widths: tuple[int, ...], blocks: int) -> tuple[Layer, ...]:
     for width in widths:
         for _ in range(blocks):
             stride = 1 if width == width_in else 2
-            layers += [Conv2d(width, 3, stride, 1, source=block_input), BatchNorm(), Relu(),
-                       Conv2d(width, 3, 1, 1), BatchNorm()]
+            layers += [
+                Conv2d(width, 3, stride, 1, source=block_input),
+                BatchNorm(),
+                Relu(),
+                Conv2d(width, 3, 1, 1),
+                BatchNorm(),
+            ]
             body = f"bn{norms + 1}"
             convs, norms, relus = convs + 2, norms + 2, relus + 1
             shortcut = block_input
@@ -324,7 +373,9 @@ MODELS: dict[str, Callable[[str], tuple[Layer, ...]]] = {
 
 
 def network(model: str, data: str = "digits") -> Network:
-    """The named network for the named data set; refuses unknown names and shapes that do not fit, in one line."""
+    """The named network for the named data set; refuses unknown names and shapes that do not fit, in one
+    line.
+    """
     if model not in MODELS:
         raise InputError(f"unknown model {model!r}: choose from {', '.join(MODELS)}")
     if data not in DATA_SETS:

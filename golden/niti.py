@@ -1,8 +1,10 @@
 """NITI: int8 tensors with one exponent each, and updates of a few bits (contract section 5).
 
-`Niti` runs whole training steps; the functions above it are the arithmetic, one rule each. Tensors are `(mantissas,
-exponent)` with value `mantissas * 2**exponent`. The two modes differ only in the roundings of `MODES`.
+`Niti` runs whole training steps; the functions above it are the arithmetic, one rule each. Tensors are
+`(mantissas, exponent)` with value `mantissas * 2**exponent`. The two modes differ only in the roundings of
+`MODES`.
 """
+
 from __future__ import annotations
 
 from dataclasses import dataclass
@@ -14,7 +16,7 @@ from golden.errors import InputError
 from golden.execution import Execution, Record
 from golden.networks import Add, BatchNorm, Conv2d, Flatten, GlobalAveragePool, Linear, MaxPool, Relu
 from golden.range import ceil_log2, max_magnitude
-from golden.rounding import Rounding, half_even, saturate
+from golden.rounding import Rounding, saturate
 
 LOG2_E = 47274  # log2(e) * 2**15, truncated
 TAYLOR_EXPONENT = -7  # at and below it the softmax is a second-order Taylor series
@@ -27,7 +29,9 @@ LOSS_SHIFT = 4
 
 @dataclass(frozen=True)
 class Mode:
-    """Which rounding each place uses; `minimum_shift` replaces smaller positive shifts of activations and errors."""
+    """Which rounding each place uses; `minimum_shift` replaces smaller positive shifts of activations and
+    errors.
+    """
 
     activation: Rounding
     error: Rounding
@@ -63,10 +67,13 @@ def _ceil_log2_float(maximum: float) -> int:
     return int(exponent) - (fraction == 0.5)
 
 
-def requantize(acc, exponent: int, rounding=Rounding.NEAREST, minimum_shift: int = 1) -> tuple[np.ndarray, int]:
+def requantize(
+    acc, exponent: int, rounding=Rounding.NEAREST, minimum_shift: int = 1
+) -> tuple[np.ndarray, int]:
     """int32 sums -> (int8 mantissas, exponent), by the range of the whole tensor.
 
-    `rounding` is any generator-free rule of `golden.rounding`. A positive shift below `minimum_shift` is raised to it.
+    `rounding` is any generator-free rule of `golden.rounding`. A positive shift below `minimum_shift` is
+    raised to it.
     """
     acc = np.asarray(acc)
     shift = ceil_log2(max_magnitude(acc)) - 7
@@ -102,7 +109,9 @@ def loss_gradient(logits, exponent: int, labels, draw=None) -> np.ndarray:
 
 
 def weight_gradient(acc, bits: int, width: int = 8) -> np.ndarray:
-    """int32 sums -> update whose largest element is about 2**bits; `bits` may be 0 or less. int8 (int16 if wider)."""
+    """int32 sums -> update whose largest element is about 2**bits; `bits` may be 0 or less. int8 (int16 if
+    wider).
+    """
     acc = np.asarray(acc)
     out = np.int8 if width <= 8 else np.int16
     b = ceil_log2(max_magnitude(acc))
@@ -119,7 +128,9 @@ def update(w, g, width: int = 8) -> np.ndarray:
     return result.astype(np.int8 if width <= 8 else np.int16)
 
 
-def initial_weights(seed: int, layer: int, shape: tuple[int, ...], fan_in: int, fan_out: int) -> tuple[np.ndarray, int]:
+def initial_weights(
+    seed: int, layer: int, shape: tuple[int, ...], fan_in: int, fan_out: int
+) -> tuple[np.ndarray, int]:
     """Xavier uniform weights of parameter layer `layer` from the contract's words, as (int8, exponent)."""
     words = random.words(seed, 0, random.initial_weights_stream(layer), shape).astype(np.float64)
     w = (2 * words / 2**32 - 1) * np.sqrt(6 / (fan_in + fan_out))
@@ -137,7 +148,9 @@ class Niti(Execution):
 
     unsupported = (BatchNorm, Add, GlobalAveragePool)
 
-    def __init__(self, method, description, seed, *, weight_bits: int = 8, bits: int | None = None, **options):
+    def __init__(
+        self, method, description, seed, *, weight_bits: int = 8, bits: int | None = None, **options
+    ):
         super().__init__(method, description, seed, **options)
         if weight_bits not in (8, 16):
             raise InputError(f"weight_bits must be 8 or 16, got {weight_bits}")
@@ -155,8 +168,12 @@ class Niti(Execution):
         info = self.data
         # A pixel has at most 256 values per channel: convert the values, then look the images up.
         values = (np.arange(256)[:, None] / info.scale - np.array(info.mean)) / np.array(info.std)
-        used = np.stack([values[images.min(axis=(0, 1, 2)), range(images.shape[3])],
-                         values[images.max(axis=(0, 1, 2)), range(images.shape[3])]])
+        used = np.stack(
+            [
+                values[images.min(axis=(0, 1, 2)), range(images.shape[3])],
+                values[images.max(axis=(0, 1, 2)), range(images.shape[3])],
+            ]
+        )
         _, exponent = convert_input(used)
         table = np.clip(np.rint(np.ldexp(values, -exponent)), -127, 127).astype(np.int8)
         if images.shape[3] == 1:
@@ -176,10 +193,15 @@ class Niti(Execution):
                     w, w_exponent = trace.weights[layer.name] = self.datapath_weight(layer)
                     trace.record[f"{layer.name}.activation"] = x
                     trace.record[f"{layer.name}.activation.exponent"] = exponent
-                    acc = (ops.conv2d(x, w, layer.stride, layer.padding) if isinstance(layer, Conv2d)
-                           else ops.linear(x.reshape(len(x), -1), w))
+                    acc = (
+                        ops.conv2d(x, w, layer.stride, layer.padding)
+                        if isinstance(layer, Conv2d)
+                        else ops.linear(x.reshape(len(x), -1), w)
+                    )
                     trace.intermediate(f"{layer.name}.accumulator", acc)
-                    x, exponent = requantize(acc, exponent + w_exponent, self.mode.activation, self.mode.minimum_shift)
+                    x, exponent = requantize(
+                        acc, exponent + w_exponent, self.mode.activation, self.mode.minimum_shift
+                    )
                 case Relu():
                     x = ops.relu(x)
                 case MaxPool():
@@ -212,12 +234,15 @@ class Niti(Execution):
                     record[f"{name}.gradient"] = ops.require_int32(gradient, f"{name}.gradient")
                     if layer is not first:
                         if isinstance(layer, Conv2d):
-                            acc = ops.conv2d_error(error, w, layer.input_shape[:2], layer.stride, layer.padding)
+                            acc = ops.conv2d_error(
+                                error, w, layer.input_shape[:2], layer.stride, layer.padding
+                            )
                         else:
                             acc = ops.linear_error(error, w).reshape(x.shape)
                         trace.intermediate(f"{name}.error_accumulator", acc)
-                        error, exponent = requantize(acc, exponent + w_exponent, self.mode.error,
-                                                     self.mode.minimum_shift)
+                        error, exponent = requantize(
+                            acc, exponent + w_exponent, self.mode.error, self.mode.minimum_shift
+                        )
                     self._update(layer, gradient, bits, record)
                 case Relu():
                     error = ops.relu_error(error, x)

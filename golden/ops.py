@@ -1,13 +1,14 @@
 """Layer products and their error and gradient forms, in exact integers.
 
-Layouts: activations and errors `[n][h][w][c]` (or `[n][features]`), convolution weights `[co][kh][kw][ci]`, linear
-weights `[out][in]`. Operands are integer arrays with magnitudes up to `limit` (default 127: symmetric int8); results are
-int32, or int64 where a sum has more than 133,144 products of 127 * 127.
+Layouts: activations and errors `[n][h][w][c]` (or `[n][features]`), convolution weights `[co][kh][kw][ci]`,
+linear weights `[out][in]`. Operands are integer arrays with magnitudes up to `limit` (default 127: symmetric
+int8); results are int32, or int64 where a sum has more than 133,144 products of 127 * 127.
 
-Products run through float32 BLAS: a partial sum of at most 2**24 / (limit_a * limit_b) products is an integer of
-magnitude at most 2**24, so every intermediate value is exact whatever order BLAS adds in. Longer sums are split there
-and the parts added as integers.
+Products run through float32 BLAS: a partial sum of at most 2**24 / (limit_a * limit_b) products is an integer
+of magnitude at most 2**24, so every intermediate value is exact whatever order BLAS adds in. Longer sums are
+split there and the parts added as integers.
 """
+
 from __future__ import annotations
 
 import numpy as np
@@ -39,7 +40,7 @@ def matmul(a: np.ndarray, b: np.ndarray, limit_a: int = 127, limit_b: int = 127)
     return total
 
 
-# Linear -------------------------------------------------------------------------------------------------------------
+# Linear -----------------------------------------------------------------------------------------------------
 
 
 def linear(x: np.ndarray, w: np.ndarray, limit_w: int = 127) -> np.ndarray:
@@ -57,7 +58,7 @@ def linear_gradient(e: np.ndarray, x: np.ndarray) -> np.ndarray:
     return matmul(e.T, x)
 
 
-# Convolution --------------------------------------------------------------------------------------------------------
+# Convolution ------------------------------------------------------------------------------------------------
 
 
 def conv2d_shape(height: int, width: int, kernel: int, stride: int, padding: int) -> tuple[int, int]:
@@ -101,12 +102,20 @@ def conv2d(x: np.ndarray, w: np.ndarray, stride: int = 1, padding: int = 0, limi
     matrix = w.reshape(co, -1).T.astype(np.float32)
     y = np.empty((n, ho, wo, co), _accumulator_type(matrix.shape[0], 127 * limit_w))
     for block in _blocks(n, ho * wo * matrix.shape[0]):
-        y[block] = matmul(_columns(x[block], kernel, stride, padding), matrix, limit_b=limit_w).reshape(-1, ho, wo, co)
+        y[block] = matmul(_columns(x[block], kernel, stride, padding), matrix, limit_b=limit_w).reshape(
+            -1, ho, wo, co
+        )
     return y
 
 
-def conv2d_error(e: np.ndarray, w: np.ndarray, input_shape: tuple[int, int], stride: int = 1, padding: int = 0,
-                 limit_w: int = 127) -> np.ndarray:
+def conv2d_error(
+    e: np.ndarray,
+    w: np.ndarray,
+    input_shape: tuple[int, int],
+    stride: int = 1,
+    padding: int = 0,
+    limit_w: int = 127,
+) -> np.ndarray:
     """Error of the input: e[n][ho][wo][co], w[co][k][k][ci] -> [n][h][w][ci] for input_shape (h, w)."""
     n, ho, wo, co = e.shape
     kernel, ci = w.shape[1], w.shape[3]
@@ -127,7 +136,9 @@ def conv2d_error(e: np.ndarray, w: np.ndarray, input_shape: tuple[int, int], str
     return x_error
 
 
-def conv2d_gradient(e: np.ndarray, x: np.ndarray, kernel: int, stride: int = 1, padding: int = 0) -> np.ndarray:
+def conv2d_gradient(
+    e: np.ndarray, x: np.ndarray, kernel: int, stride: int = 1, padding: int = 0
+) -> np.ndarray:
     """Gradient of the weights: e[n][ho][wo][co], x[n][h][w][ci] -> [co][k][k][ci]."""
     n, ho, wo, co = e.shape
     ci = x.shape[3]
@@ -138,7 +149,7 @@ def conv2d_gradient(e: np.ndarray, x: np.ndarray, kernel: int, stride: int = 1, 
     return total.reshape(co, kernel, kernel, ci)
 
 
-# Layers without parameters ------------------------------------------------------------------------------------------
+# Layers without parameters ----------------------------------------------------------------------------------
 
 
 def relu(x: np.ndarray) -> np.ndarray:

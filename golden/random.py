@@ -1,7 +1,9 @@
-"""Counter-based random words (contract section 4): a word depends on its logical index only, never on traversal order.
+"""Counter-based random words (contract section 4): a word depends on its logical index only, never on
+traversal order.
 
 `MIX32` is the hash as data, so that software and hardware are generated from one list of statements.
 """
+
 from __future__ import annotations
 
 import enum
@@ -14,7 +16,9 @@ INDEX_MULTIPLIER = 0x9E3779B9
 
 
 class Statement(NamedTuple):
-    """`a = (a FIRST constant) JOIN (a DIRECTION shift)` modulo 2**32, with the operators spelled as in Python."""
+    """`a = (a FIRST constant) JOIN (a DIRECTION shift)` modulo 2**32, with the operators spelled as in
+    Python.
+    """
 
     first: str
     constant: int

@@ -1,4 +1,5 @@
 """The range of a whole tensor from its largest magnitude, in exact integers (contract section 2)."""
+
 from __future__ import annotations
 
 import numpy as np
@@ -12,7 +13,9 @@ def _magnitude(maximum) -> int:
 
 
 def max_magnitude(x: np.ndarray) -> int:
-    """The largest absolute value of an array of integers (float arrays must hold integers); 0 when it is empty."""
+    """The largest absolute value of an array of integers (float arrays must hold integers); 0 when it is
+    empty.
+    """
     if x.size == 0:
         return 0
     return max(int(x.max()), -int(x.min()))

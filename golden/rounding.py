@@ -1,8 +1,10 @@
 """Rounding of `x / 2**shift` to an integer: every rule the three methods use (contract section 3).
 
 All functions take integer arrays and return int64 arrays *before* saturation. `x` may hold up to 62 bits including the
-bits a rule adds. `Rounding` names the rules for places that choose one; its values are the codes the hardware uses.
+bits a rule adds. `Rounding` names the rules for places that choose one; its values are the codes the hardware
+uses.
 """
+
 from __future__ import annotations
 
 import enum
@@ -65,7 +67,8 @@ def half_even(x, shift: int) -> np.ndarray:
 
 
 def pseudo_stochastic(x, shift: int) -> np.ndarray:
-    """Sign-magnitude; the upper discarded bits are the probability of rounding up, the lower ones the random number.
+    """Sign-magnitude; the upper discarded bits are the probability of rounding up, the lower ones the random
+    number.
 
     With an odd shift the lower field has one bit less and is doubled, so that both have equal width.
     """
@@ -87,7 +90,9 @@ def stochastic_magnitude(x, shift: int, draw) -> np.ndarray:
 
 
 def stochastic(x, shift: int, draw) -> np.ndarray:
-    """Two's complement: floor of (x plus the top `shift` bits of the 32-bit word `draw`) / 2**shift; shift 0..32."""
+    """Two's complement: floor of (x plus the top `shift` bits of the 32-bit word `draw`) / 2**shift; shift
+    0..32.
+    """
     if shift > 32:
         raise ValueError(f"stochastic rounding has 32 random bits: shift must be at most 32, got {shift}")
     x = _operand(x, shift)
@@ -95,7 +100,9 @@ def stochastic(x, shift: int, draw) -> np.ndarray:
 
 
 def stochastic_16(x, shift: int, draw) -> np.ndarray:
-    """Sign-magnitude; rounds away from zero where the discarded fraction exceeds draw / 2**16 (draw 0..65535)."""
+    """Sign-magnitude; rounds away from zero where the discarded fraction exceeds draw / 2**16 (draw
+    0..65535).
+    """
     x = _operand(x, shift)
     if shift > 46:
         raise ValueError(f"stochastic_16 compares within 62 bits: shift must be at most 46, got {shift}")
@@ -137,7 +144,9 @@ class Rounding(enum.Enum):
         return self in (Rounding.STOCHASTIC_MAGNITUDE, Rounding.STOCHASTIC, Rounding.STOCHASTIC_16)
 
     def compute(self, x, shift: int, draw=None) -> np.ndarray:
-        """`x / 2**shift` rounded by this rule, int64, not saturated. `draw` is required exactly where `needs_draw`."""
+        """`x / 2**shift` rounded by this rule, int64, not saturated. `draw` is required exactly where
+        `needs_draw`.
+        """
         if self.needs_draw != (draw is not None):
             raise ValueError(f"{self.name} {'needs' if self.needs_draw else 'takes no'} random draw")
         return self.function(x, shift, draw) if self.needs_draw else self.function(x, shift)

@@ -1,4 +1,5 @@
 """Learning rates: a function of method, network and absolute epoch, never of the length of the run."""
+
 from __future__ import annotations
 
 from golden.errors import InputError

@@ -1,4 +1,5 @@
 """Training: `build` a network, run `step`s, evaluate, and write `summary.json` and `digests.jsonl`."""
+
 from __future__ import annotations
 
 import json
@@ -20,7 +21,9 @@ from golden.schedules import learning_rate  # noqa: F401  (part of this module's
 METHODS: dict[str, type[Execution]] = {"niti": Niti, "niti-2020": Niti}
 
 
-def build(method: str, model: str, seed: int, *, data: str = "digits", batch: int | None = None, **options) -> Execution:
+def build(
+    method: str, model: str, seed: int, *, data: str = "digits", batch: int | None = None, **options
+) -> Execution:
     """A freshly initialised network. Options are the method's own (`weight_bits`, ...), see its class."""
     if method not in METHODS:
         raise InputError(f"unknown method {method!r}: choose from {', '.join(METHODS)}")
@@ -28,7 +31,9 @@ def build(method: str, model: str, seed: int, *, data: str = "digits", batch: in
 
 
 def step(network: Execution, images, labels, **options) -> Record:
-    """One training step on raw uint8 images (or converted `(mantissas, exponent)`): the record of its tensors."""
+    """One training step on raw uint8 images (or converted `(mantissas, exponent)`): the record of its
+    tensors.
+    """
     return network.step(images, labels, **options)
 
 
@@ -67,8 +72,12 @@ class Progress:
         print(f"\r{text}\x1b[K" if self.live else text, file=self.stream, flush=True)
 
 
-def train(network: Execution, dataset: data_module.Dataset, steps: int, out: Path, progress: Progress | None = None) -> dict:
-    """Train until the absolute step `steps`, writing DIR/digests.jsonl and DIR/summary.json; returns the summary."""
+def train(
+    network: Execution, dataset: data_module.Dataset, steps: int, out: Path, progress: Progress | None = None
+) -> dict:
+    """Train until the absolute step `steps`, writing DIR/digests.jsonl and DIR/summary.json; returns the
+    summary.
+    """
     if steps < 1:
         raise InputError(f"--steps must be at least 1, got {steps}")
     progress = progress or Progress()
@@ -92,16 +101,22 @@ def train(network: Execution, dataset: data_module.Dataset, steps: int, out: Pat
                 losses += loss
                 correct += int((logits.argmax(axis=1) == labels).sum())
                 count += 1
-                digests.write(json.dumps({"step": network.step_index - 1, "weights": network.digest()}) + "\n")
-                progress.update(f"epoch {epoch} step {network.step_index}/{steps} loss {losses / count:.4f} "
-                                f"accuracy {correct / count / network.batch:.4f} "
-                                f"{count * network.batch / epoch_seconds:.0f} samples/s")
+                digests.write(
+                    json.dumps({"step": network.step_index - 1, "weights": network.digest()}) + "\n"
+                )
+                progress.update(
+                    f"epoch {epoch} step {network.step_index}/{steps} loss {losses / count:.4f} "
+                    f"accuracy {correct / count / network.batch:.4f} "
+                    f"{count * network.batch / epoch_seconds:.0f} samples/s"
+                )
                 if network.step_index >= steps:
                     break
             seconds, samples = seconds + epoch_seconds, samples + count * network.batch
             test = evaluate(network, dataset.test_images, dataset.test_labels)
-            progress.line(f"epoch {epoch}: loss {losses / count:.4f}, accuracy {correct / count / network.batch:.4f}, "
-                          f"test accuracy {test.accuracy:.4f}, {count * network.batch / epoch_seconds:.0f} samples/s")
+            progress.line(
+                f"epoch {epoch}: loss {losses / count:.4f}, accuracy {correct / count / network.batch:.4f}, "
+                f"test accuracy {test.accuracy:.4f}, {count * network.batch / epoch_seconds:.0f} samples/s"
+            )
     summary = {
         "method": network.method,
         "model": network.description.name,
