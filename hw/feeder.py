@@ -1,0 +1,232 @@
+"""Feeder: walks the tiles and pixels of a product block and drives the array, one vector a cycle."""
+
+from __future__ import annotations
+
+import enum
+
+from amaranth.hdl import Cat, Module, Mux, Signal
+from amaranth.lib import data, stream, wiring
+from amaranth.lib.wiring import In, Out
+
+from .config import CoreConfig
+from .descriptor import FEED, Mode
+from .loop_nest import LoopNest
+
+__all__ = ["Feeder", "Activity", "feed_command", "result_control", "FEED_LATENCY"]
+
+FEED_LATENCY = 2
+"""Cycles from a vector's issue (buffer read, `take`) to its arrival at the array's edge."""
+
+
+class Activity(enum.IntEnum):
+    """What the array's input did in a cycle; the product engine reports one of these every cycle."""
+    IDLE = 0         # no block
+    BUSY = 1         # a vector was fed
+    OPERAND = 2      # waited for data from memory
+    WEIGHTS = 3      # waited for a weight tile
+    RESULTS = 4      # waited for room for results
+    SPACING = 5      # tile shorter than the array needs (edge waste)
+    DRAIN = 6        # waited for the array to empty before a change of mode
+    DEPENDENCY = 7   # waited for an earlier descriptor to complete
+
+
+def feed_command() -> data.StructLayout:
+    return data.StructLayout({"feed": FEED.layout, "load_a": 1, "load_b": 1})
+
+
+def result_control(config: CoreConfig) -> data.StructLayout:
+    """Travels through the array beside the data and tells the accumulator what to do with column 0's result."""
+    return data.StructLayout({"valid": 1, "index": (config.accumulator_entries - 1).bit_length(), "init": 1,
+                              "final": 1})
+
+
+class Feeder(wiring.Component):
+    """Feeds one product block after another into the array.
+
+    The seven loops (4 over tiles, 3 over pixels) run at one vector a cycle. A cycle in which something is missing
+    becomes a bubble: the left edge sees zeros and the accumulator no control, so the array itself never stalls.
+
+    Parameters
+    ----------
+    config : core configuration.
+    drain_cycles : cycles after the last vector until the array and its results have settled, before a mode change.
+
+    Attributes
+    ----------
+    command : block to feed; released when its last vector has been issued.
+    a, b : slice address, read strobe, `available` and `advance` of the operand buffers; data arrives two cycles later.
+    weights_ready, weights_take, weights_enable : handshake with the weight ring. `enable` is high while tiles of the
+        current block may shift into the shadow registers.
+    next_same_mode : the next block is known and runs in the mode of this one, so its first tile may be shifted early.
+    room, reserve : accounting of the result FIFO.
+    mode, left, top, boundary, control : to the array.
+    activity : :class:`Activity` of this cycle. done : one pulse per block.
+    """
+
+    def __init__(self, config: CoreConfig, *, drain_cycles: int):
+        self.config = config
+        self.drain_cycles = drain_cycles
+        rows, columns = config.rows, config.columns
+        super().__init__({
+            "command": In(stream.Signature(feed_command())),
+            "a_address": Out(16), "a_read": Out(1), "a_available": In(1), "a_advance": Out(1),
+            "a_data": In(8 * rows),
+            "b_address": Out(16), "b_read": Out(1), "b_available": In(1), "b_advance": Out(1),
+            "b_data": In(8 * columns),
+            "weights_ready": In(1), "weights_take": Out(1), "weights_enable": Out(1),
+            "next_same_mode": In(1),
+            "room": In(range(config.result_entries + 1)), "reserve": Out(1),
+            "mode": Out(Mode), "left": Out(8 * rows), "top": Out(8 * columns), "boundary": Out(1),
+            "control": Out(result_control(config)),
+            "activity": Out(Activity), "done": Out(1),
+        })
+
+    def elaborate(self, platform):
+        m = Module()
+        config = self.config
+        feed = self.command.p.feed
+
+        # Loops 0..3 are the tile loops, 4..6 the pixel loops.
+        m.submodules.loops = loops = LoopNest(7, {"a": 16, "b": 16, "row": 16, "column": 16, "entry": 16})
+        for k in range(4):
+            m.d.comb += [
+                loops.count[k].eq(feed[f"tiles{k}"]),
+                loops.stride_a[k].eq(feed[f"a_tile{k}"]), loops.stride_b[k].eq(feed[f"b_tile{k}"]),
+                loops.stride_row[k].eq(feed[f"row_tile{k}"]), loops.stride_column[k].eq(feed[f"column_tile{k}"]),
+                loops.stride_entry[k].eq(feed[f"accumulator{k}"]),
+            ]
+        for k in range(3):
+            m.d.comb += [
+                loops.count[4 + k].eq(feed[f"pixels{k}"]),
+                loops.stride_a[4 + k].eq(feed[f"a_pixel{k}"]), loops.stride_b[4 + k].eq(feed[f"b_pixel{k}"]),
+            ]
+        m.d.comb += [
+            loops.stride_row[5].eq(feed.row_step), loops.stride_column[6].eq(feed.column_step),
+            loops.start_a.eq(feed.a_start), loops.start_b.eq(feed.b_start),
+            loops.start_row.eq(feed.row_start), loops.start_column.eq(feed.column_start),
+            loops.start_entry.eq(0),
+        ]
+
+        mode = Signal(Mode)                  # of the array
+        gradient = Signal()
+        m.d.comb += [self.mode.eq(mode), gradient.eq(mode == Mode.GRADIENT)]
+
+        # Which parts of the operands does the current vector need? A tap outside the image reads as zero.
+        inside, need_a, need_b = Signal(), Signal(), Signal()
+        m.d.comb += [
+            inside.eq((loops.value_row < feed.rows) & (loops.value_column < feed.columns)),
+            need_a.eq(gradient | inside),
+            need_b.eq(gradient & inside),
+            self.a_address.eq(loops.value_a), self.b_address.eq(loops.value_b),
+        ]
+        operands = Signal()
+        m.d.comb += operands.eq((self.a_available | ~need_a) & (self.b_available | ~need_b))
+
+        tile_start = loops.at_first[4:7].all()
+        reduction_first = (loops.at_first[:4] | ~feed.reduce).all()
+        reduction_last = (loops.at_last[:4] | ~feed.reduce).all()
+        final = Signal()
+        m.d.comb += final.eq(feed.last & reduction_last)
+
+        # Output-stationary: a boundary closes the previous tile, whose rows then leave one per cycle.
+        spacing = Signal(range(config.rows))
+        pending = Signal(data.StructLayout({"valid": 1, "entry": 16, "init": 1, "final": 1}))
+        unloading = Signal(pending.shape())
+        row = Signal(range(config.rows))
+        close_ok = Signal()
+        m.d.comb += close_ok.eq((spacing == 0)
+                                & (~(pending.valid & pending.final) | (self.room >= config.rows)))
+
+        drain = Signal(range(self.drain_cycles + 1))
+        fire, boundary = Signal(), Signal()
+        with m.If(fire | boundary | unloading.valid):
+            m.d.sync += drain.eq(self.drain_cycles)
+        with m.Elif(drain != 0):
+            m.d.sync += drain.eq(drain - 1)
+
+        # The last tile is under way: the shadow registers may take a tile of the next block only in the same mode.
+        last_tile = Signal()
+        m.d.comb += last_tile.eq(loops.at_last[:4].all() & ~tile_start)
+        with m.FSM():
+            with m.State("IDLE"):
+                with m.If(self.command.valid):
+                    with m.If((feed.mode != mode) & ((drain != 0) | unloading.valid)):
+                        m.d.comb += self.activity.eq(Activity.DRAIN)
+                    with m.Else():
+                        m.d.comb += [
+                            loops.load.eq(1),
+                            self.a_advance.eq(self.command.p.load_a), self.b_advance.eq(self.command.p.load_b),
+                            self.activity.eq(Activity.DEPENDENCY),
+                        ]
+                        m.d.sync += mode.eq(feed.mode)
+                        m.next = "FEED"
+            with m.State("FEED"):
+                m.d.comb += self.weights_enable.eq(~gradient & (~last_tile | self.next_same_mode))
+                with m.If(~operands):
+                    m.d.comb += self.activity.eq(Activity.OPERAND)
+                with m.Elif(gradient & tile_start & ~close_ok):
+                    m.d.comb += self.activity.eq(Mux(spacing != 0, Activity.SPACING, Activity.RESULTS))
+                with m.Elif(~gradient & tile_start & ~self.weights_ready):
+                    m.d.comb += self.activity.eq(Activity.WEIGHTS)
+                with m.Elif(~gradient & final & (self.room == 0)):
+                    m.d.comb += self.activity.eq(Activity.RESULTS)
+                with m.Else():
+                    m.d.comb += [self.activity.eq(Activity.BUSY), fire.eq(1), boundary.eq(tile_start)]
+                    with m.If(loops.last):
+                        with m.If(gradient):
+                            m.next = "FLUSH"
+                        with m.Else():
+                            m.d.comb += [self.command.ready.eq(1), self.done.eq(1)]
+                            m.next = "IDLE"
+            with m.State("FLUSH"):
+                m.d.comb += self.activity.eq(Mux((spacing != 0) | close_ok, Activity.SPACING, Activity.RESULTS))
+                with m.If(close_ok):
+                    m.d.comb += [boundary.eq(1), self.command.ready.eq(1), self.done.eq(1)]
+                    m.next = "IDLE"
+
+        m.d.comb += [
+            loops.step.eq(fire),
+            self.a_read.eq(fire & need_a), self.b_read.eq(fire & need_b),
+            self.weights_take.eq(fire & tile_start & ~gradient),
+        ]
+
+        # Weight-stationary results: one entry per pixel, counted from the tile's first entry.
+        pixel = Signal(16)
+        with m.If(fire):
+            m.d.sync += pixel.eq(Mux(loops.at_last[4:7].all(), 0, pixel + 1))
+
+        # Output-stationary results: `pending` is the tile being summed, `unloading` the one whose rows leave now.
+        with m.If(spacing != 0):
+            m.d.sync += spacing.eq(spacing - 1)
+        with m.If(unloading.valid):
+            m.d.sync += row.eq(row + 1)
+            with m.If(row == config.rows - 1):
+                m.d.sync += unloading.valid.eq(0)
+        with m.If(boundary & gradient):
+            m.d.sync += [spacing.eq(config.rows - 1), unloading.eq(pending), row.eq(0), pending.valid.eq(0)]
+            with m.If(fire):
+                m.d.sync += [pending.valid.eq(1), pending.entry.eq(loops.value_entry), pending.init.eq(feed.first),
+                             pending.final.eq(feed.last)]
+
+        # From issue to the array's edge: FEED_LATENCY cycles. Rows of a gradient tile start with the boundary that
+        # closes the tile; `unloading` is set one cycle after its issue, so it joins one stage later.
+        issued, late, edge = (Signal(result_control(config), name=name) for name in ("issued", "late", "edge"))
+        with m.If(~gradient):
+            m.d.comb += [issued.valid.eq(fire), issued.index.eq(loops.value_entry + pixel),
+                         issued.init.eq(feed.first & reduction_first), issued.final.eq(final)]
+        m.d.sync += [late.eq(issued), edge.eq(late)]
+        with m.If(unloading.valid):
+            m.d.sync += [edge.valid.eq(1), edge.index.eq(unloading.entry + row), edge.init.eq(unloading.init),
+                         edge.final.eq(unloading.final)]
+        m.d.comb += [
+            self.control.eq(edge),
+            self.reserve.eq((issued.valid & issued.final) | (unloading.valid & unloading.final)),
+        ]
+        a_late, b_late, boundary_late = Signal(2), Signal(2), Signal(2)
+        m.d.sync += [a_late.eq(Cat(self.a_read, a_late)), b_late.eq(Cat(self.b_read, b_late)),
+                     boundary_late.eq(Cat(boundary, boundary_late))]
+        m.d.comb += [
+            self.left.eq(Mux(a_late[1], self.a_data, 0)), self.top.eq(Mux(b_late[1], self.b_data, 0)),
+            self.boundary.eq(boundary_late[1]),
+        ]
+        return m
