@@ -1,0 +1,118 @@
+"""Reads vectors of int8, int16 or int32 elements from memory along five nested loops."""
+
+from __future__ import annotations
+
+from amaranth.hdl import Module, Mux, Signal, signed
+from amaranth.lib import data, stream, wiring
+from amaranth.lib.fifo import SyncFIFOBuffered
+from amaranth.lib.wiring import In, Out
+
+from .config import CoreConfig
+from .interfaces import ADDRESS_BITS, ReadClient
+from .loop_nest import LoopNest
+
+__all__ = ["LEVELS", "VectorReader"]
+
+LEVELS = 5
+
+
+class VectorReader(wiring.Component):
+    """One vector of V elements, sign-extended to 32 bits, per iteration of five nested loops.
+
+    An element has 1, 2 or 4 bytes, so a vector fills a quarter, a half or all of a line and must be aligned
+    to its own size; lower address bits are ignored. A line is requested only when it differs from the line of
+    the previous iteration, so loops with stride 0 and sequential narrow vectors cost no extra memory traffic.
+
+    Parameters
+    ----------
+    config : the core.
+    ahead : iterations by which requests may run ahead of the vectors; covers the memory's latency in cycles.
+
+    Attributes
+    ----------
+    start : In(1)  begin at the first iteration; only when the vectors of the previous run were all taken.
+    width : In(2)  element size: 0 = one byte, 1 = two, 2 = four. Stable from ``start`` to the last vector.
+    count, address, stride : loop counts, first byte address, byte strides; stable like ``width``.
+    client : ReadClient; responses wait in the memory port, so only ``request.ready`` limits the requests.
+    vector : Out stream of V x signed(32).
+
+    Throughput: one iteration and at most one request per cycle. Latency: first request two cycles after
+    ``start``, a vector one cycle after the response it needs.
+    """
+
+    def __init__(self, config: CoreConfig, *, ahead: int = 256):
+        if ahead < 2:
+            raise ValueError(f"a vector reader must run ahead by at least 2 iterations, not {ahead}")
+        self.config = config
+        self.ahead = ahead
+        super().__init__({
+            "start": In(1),
+            "width": In(2),
+            "count": In(16).array(LEVELS),
+            "address": In(ADDRESS_BITS),
+            "stride": In(signed(ADDRESS_BITS)).array(LEVELS),
+            "client": Out(ReadClient(config)),
+            "vector": Out(stream.Signature(data.ArrayLayout(signed(32), config.vector))),
+        })
+
+    def elaborate(self, platform):
+        m = Module()
+        lanes = self.config.vector
+        lane_bits = lanes.bit_length() - 1
+
+        # Address side: request lines, note for each iteration where its vector lies.
+        m.submodules.nest = nest = LoopNest(LEVELS, {"address": ADDRESS_BITS})
+        m.submodules.notes = notes = SyncFIFOBuffered(width=3, depth=self.ahead)
+        running, held_back = Signal(), Signal()
+        line = nest.value_address[lane_bits + 2:]
+        last_line = Signal.like(line)
+        fresh = Signal()
+        note = data.View(data.StructLayout({"quarter": 2, "fresh": 1}), notes.w_data)
+        m.d.comb += [
+            nest.load.eq(self.start),
+            nest.start_address.eq(self.address),
+            fresh.eq(~held_back | (line != last_line)),
+            self.client.request.valid.eq(running & notes.w_rdy & fresh),
+            self.client.request.payload.eq(line),
+            notes.w_en.eq(running & (~fresh | self.client.request.ready)),
+            note.quarter.eq(nest.value_address[lane_bits:lane_bits + 2]),
+            note.fresh.eq(fresh),
+            nest.step.eq(notes.w_en & notes.w_rdy),
+        ]
+        for k in range(LEVELS):
+            m.d.comb += [nest.count[k].eq(self.count[k]), nest.stride_address[k].eq(self.stride[k])]
+        with m.If(nest.step):
+            # held_back: last_line is the line of an earlier iteration of this run.
+            m.d.sync += [last_line.eq(line), held_back.eq(1)]
+            with m.If(nest.last):
+                m.d.sync += running.eq(0)
+        with m.If(self.start):
+            m.d.sync += [running.eq(1), held_back.eq(0)]
+
+        # Data side: cut the vectors out of the lines.
+        read = data.View(note.shape(), notes.r_data)
+        response = self.client.response
+        kept, current = Signal(self.config.line_bits), Signal(self.config.line_bits)
+        free, take = Signal(), Signal()
+        m.d.comb += [
+            free.eq(~self.vector.valid | self.vector.ready),
+            current.eq(Mux(read.fresh, response.payload, kept)),
+            response.ready.eq(notes.r_rdy & read.fresh & free),
+            take.eq(notes.r_rdy & free & (~read.fresh | response.valid)),
+            notes.r_en.eq(take),
+        ]
+        with m.If(self.vector.ready):
+            m.d.sync += self.vector.valid.eq(0)
+        with m.If(take):
+            m.d.sync += [kept.eq(current), self.vector.valid.eq(1)]
+            bytes_ = current.word_select(read.quarter, 8 * lanes)
+            halves = current.word_select(read.quarter[1], 16 * lanes)
+            for i in range(lanes):
+                with m.Switch(self.width):
+                    with m.Case(0):
+                        m.d.sync += self.vector.payload[i].eq(bytes_.word_select(i, 8).as_signed())
+                    with m.Case(1):
+                        m.d.sync += self.vector.payload[i].eq(halves.word_select(i, 16).as_signed())
+                    with m.Default():
+                        m.d.sync += self.vector.payload[i].eq(current.word_select(i, 32).as_signed())
+        return m

@@ -1,0 +1,112 @@
+"""Writes vectors of int8, int16 or int32 elements to memory along five nested loops."""
+
+from __future__ import annotations
+
+from amaranth.hdl import Module, Signal, signed
+from amaranth.lib import data, stream, wiring
+from amaranth.lib.wiring import In, Out
+
+from .config import CoreConfig
+from .interfaces import ADDRESS_BITS, WriteClient
+from .loop_nest import LoopNest
+from .vector_reader import LEVELS
+
+__all__ = ["VectorWriter"]
+
+
+class VectorWriter(wiring.Component):
+    """Stores one vector of V elements per iteration of five nested loops.
+
+    Elements must already fit the target's width; higher bits are dropped. Vectors must be aligned to their
+    own size. Consecutive vectors of the same line leave as one write with byte strobes; a line is handed over
+    when the next vector belongs to another line, or after the last vector.
+
+    Attributes
+    ----------
+    start : In(1)  begin at the first iteration; only when ``done``.
+    width : In(2)  element size: 0 = one byte, 1 = two, 2 = four. Stable from ``start`` until ``done``.
+    count, address, stride : loop counts, first byte address, byte strides; stable like ``width``.
+    vector : In stream of V x signed(32). Vectors beyond the last iteration are not accepted.
+    client : WriteClient.
+    done : Out(1)  every vector of the run was handed over to the client (``client.idle`` tells when they are
+        acknowledged). High before the first run.
+
+    Throughput: one vector per cycle as long as the client accepts lines. Latency: a line is offered one cycle
+    after its last vector at the end of the run, otherwise with the first vector of the next line.
+    """
+
+    def __init__(self, config: CoreConfig):
+        self.config = config
+        super().__init__({
+            "start": In(1),
+            "width": In(2),
+            "count": In(16).array(LEVELS),
+            "address": In(ADDRESS_BITS),
+            "stride": In(signed(ADDRESS_BITS)).array(LEVELS),
+            "vector": In(stream.Signature(data.ArrayLayout(signed(32), config.vector))),
+            "client": Out(WriteClient(config)),
+            "done": Out(1, init=1),
+        })
+
+    def elaborate(self, platform):
+        m = Module()
+        lanes = self.config.vector
+        lane_bits = lanes.bit_length() - 1
+
+        m.submodules.nest = nest = LoopNest(LEVELS, {"address": ADDRESS_BITS})
+        running, filled, elsewhere, accept, leave = Signal(), Signal(), Signal(), Signal(), Signal()
+        out = self.client.line
+        line = nest.value_address[lane_bits + 2:]
+        m.d.comb += [
+            nest.load.eq(self.start),
+            nest.start_address.eq(self.address),
+            elsewhere.eq(filled & (line != out.payload.address)),
+            out.valid.eq(filled & (~running | (self.vector.valid & elsewhere))),
+            leave.eq(out.valid & out.ready),
+            self.vector.ready.eq(running & (~elsewhere | out.ready)),
+            accept.eq(self.vector.valid & self.vector.ready),
+            nest.step.eq(accept),
+        ]
+        for k in range(LEVELS):
+            m.d.comb += [nest.count[k].eq(self.count[k]), nest.stride_address[k].eq(self.stride[k])]
+
+        # Which quarters of the line this vector covers, and every byte at its place.
+        quarters = Signal(4)
+        position = nest.value_address[lane_bits:lane_bits + 2]
+        image = Signal(self.config.line_bits)
+        with m.Switch(self.width):
+            with m.Case(0):
+                m.d.comb += quarters.eq(1 << position)
+            with m.Case(1):
+                m.d.comb += quarters.eq(0b11 << (position & 0b10))
+            with m.Default():
+                m.d.comb += quarters.eq(0b1111)
+        for byte in range(self.config.line_bytes):
+            lane = self.vector.payload[byte % lanes]
+            half = self.vector.payload[byte // 2 % lanes]
+            word = self.vector.payload[byte // 4]
+            place = image.word_select(byte, 8)
+            with m.Switch(self.width):
+                with m.Case(0):
+                    m.d.comb += place.eq(lane[:8])
+                with m.Case(1):
+                    m.d.comb += place.eq(half.as_unsigned().word_select(byte % 2, 8))
+                with m.Default():
+                    m.d.comb += place.eq(word.as_unsigned().word_select(byte % 4, 8))
+
+        with m.If(leave):
+            m.d.sync += [filled.eq(0), out.payload.strobe.eq(0)]
+            with m.If(~running):
+                m.d.sync += self.done.eq(1)
+        with m.If(accept):
+            m.d.sync += [filled.eq(1), out.payload.address.eq(line)]
+            for q in range(4):
+                strobe = out.payload.strobe.word_select(q, lanes)
+                stored = out.payload.data.word_select(q, 8 * lanes)
+                with m.If(quarters[q]):
+                    m.d.sync += [strobe.eq((1 << lanes) - 1), stored.eq(image.word_select(q, 8 * lanes))]
+            with m.If(nest.last):
+                m.d.sync += running.eq(0)
+        with m.If(self.start):
+            m.d.sync += [running.eq(1), self.done.eq(0)]
+        return m
