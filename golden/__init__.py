@@ -1,1 +1,1 @@
-"""The arithmetic of intrain in numpy: the definition that the hardware and the GPU path follow bit for bit."""
+"""The arithmetic of intrain in numpy: what the hardware and the GPU path follow bit for bit."""

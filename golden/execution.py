@@ -28,6 +28,8 @@ class Trace:
         self.inputs: dict[str, np.ndarray] = {}
         self.weights: dict[str, tuple[np.ndarray, int]] = {}
         self.choices: dict[str, np.ndarray] = {}
+        self.masks: dict[str, np.ndarray] = {}
+        self.clipped: dict[str, np.ndarray] = {}
         self.optional: dict[str, np.ndarray] = {}
         self._keep = intermediates
 
@@ -136,7 +138,7 @@ class Execution:
         return float((np.log(np.exp(z).sum(axis=1)) - z[np.arange(len(z)), labels]).mean())
 
     def step(self, images, labels, intermediates: bool = False) -> Record:
-        """One training step; returns its record. `intermediates` also records tensors that are not required."""
+        """One training step; its record. `intermediates` also records tensors that are not required."""
         x, exponent = self._input(images)
         labels = check_labels(labels, self.description.classes)
         if labels.shape != (len(x),):

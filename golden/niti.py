@@ -16,7 +16,7 @@ from golden.errors import InputError
 from golden.execution import Execution, Record
 from golden.networks import Add, BatchNorm, Conv2d, Flatten, GlobalAveragePool, Linear, MaxPool, Relu
 from golden.range import ceil_log2, max_magnitude
-from golden.rounding import Rounding, saturate
+from golden.rounding import Rounding, round_to, saturate
 
 LOG2_E = 47274  # log2(e) * 2**15, truncated
 TAYLOR_EXPONENT = -7  # at and below it the softmax is a second-order Taylor series
@@ -76,11 +76,10 @@ def requantize(
     raised to it.
     """
     acc = np.asarray(acc)
-    shift = ceil_log2(max_magnitude(acc)) - 7
-    if shift <= 0:
-        return saturate(acc, 8).astype(np.int8), exponent
-    shift = max(shift, minimum_shift)
-    return saturate(Rounding.of(rounding).compute(acc, shift), 8).astype(np.int8), exponent + shift
+    maximum = max_magnitude(acc)
+    shift = ceil_log2(maximum) - 7
+    shift = max(shift, minimum_shift) if shift > 0 else 0
+    return round_to(Rounding.of(rounding), acc, maximum, shift, 8), exponent + shift
 
 
 def _truncating_divide(a: np.ndarray, b: np.ndarray) -> np.ndarray:
@@ -113,19 +112,18 @@ def weight_gradient(acc, bits: int, width: int = 8) -> np.ndarray:
     wider).
     """
     acc = np.asarray(acc)
-    out = np.int8 if width <= 8 else np.int16
-    b = ceil_log2(max_magnitude(acc))
+    maximum = max_magnitude(acc)
+    b = ceil_log2(maximum)
     if b == 0:
-        return np.zeros(acc.shape, out)
-    shift = b - bits
-    rounded = Rounding.PSEUDO_STOCHASTIC.compute(acc, shift) if shift >= 1 else acc
-    return saturate(rounded, width).astype(out)
+        return np.zeros(acc.shape, np.int8 if width <= 8 else np.int16)
+    return round_to(Rounding.PSEUDO_STOCHASTIC, acc, maximum, max(b - bits, 0), width)
 
 
 def update(w, g, width: int = 8) -> np.ndarray:
     """saturate(w - g) in int8, or int16 for a wide master."""
-    result = saturate(np.asarray(w, np.int64) - np.asarray(g, np.int64), width)
-    return result.astype(np.int8 if width <= 8 else np.int16)
+    limit = (1 << (width - 1)) - 1
+    result = np.subtract(w, g, dtype=np.int32)
+    return np.clip(result, -limit, limit, out=result).astype(np.int8 if width <= 8 else np.int16)
 
 
 def initial_weights(
@@ -144,7 +142,7 @@ def narrow(master: np.ndarray) -> np.ndarray:
 
 
 class Niti(Execution):
-    """Trains a network by NITI. Options: `weight_bits` 8 or 16 (wide masters), `bits` overrides the schedule."""
+    """Trains by NITI. Options: `weight_bits` 8 or 16 (wide masters), `bits` overrides the schedule."""
 
     unsupported = (BatchNorm, Add, GlobalAveragePool)
 

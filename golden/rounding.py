@@ -1,7 +1,7 @@
 """Rounding of `x / 2**shift` to an integer: every rule the three methods use (contract section 3).
 
-All functions take integer arrays and return int64 arrays *before* saturation. `x` may hold up to 62 bits including the
-bits a rule adds. `Rounding` names the rules for places that choose one; its values are the codes the hardware
+All functions take integer arrays and return int64 arrays *before* saturation. `x` may hold up to 62 bits including
+the bits a rule adds. `Rounding` names the rules for places that choose one; its values are the codes the hardware
 uses.
 """
 
@@ -18,96 +18,118 @@ def _operand(x, shift: int) -> np.ndarray:
     return np.asarray(x, dtype=np.int64)
 
 
-def _magnitude(x: np.ndarray, shift: int) -> tuple[np.ndarray, np.ndarray]:
-    """|x| divided by 2**shift: the integer part and the discarded bits. A shift above 62 discards everything."""
-    a = np.abs(x)
-    if shift > 62:
-        return np.zeros_like(a), a
-    return a >> shift, a & ((1 << shift) - 1)
+# The rules, for int32 or int64 operands; the result has the operand's type. A shift is at most 62 (30 for
+# int32).
 
 
-def _signed(x: np.ndarray, magnitude: np.ndarray) -> np.ndarray:
+def _signed(x, magnitude):
     return np.where(x < 0, -magnitude, magnitude)
+
+
+def _truncate(x, shift):
+    return _signed(x, np.abs(x) >> shift)
+
+
+def _nearest(x, shift):
+    return _signed(x, (np.abs(x) + ((1 << shift) >> 1)) >> shift)
+
+
+def _half_up(x, shift):
+    return (x + ((1 << shift) >> 1)) >> shift
+
+
+def _half_even(x, shift):
+    if shift <= 0:
+        return x << -shift
+    return (x + ((x >> shift) & 1) + ((1 << (shift - 1)) - 1)) >> shift
+
+
+def _pseudo_stochastic(x, shift):
+    magnitude = np.abs(x)
+    half = shift // 2
+    probability = (magnitude & ((1 << shift) - 1)) >> half
+    threshold = (magnitude & ((1 << half) - 1)) << (shift & 1)
+    return _signed(x, (magnitude >> shift) + (probability > threshold))
+
+
+def _stochastic_magnitude(x, shift, draw):
+    magnitude = np.abs(x)
+    up = (magnitude & ((1 << shift) - 1)) > draw.astype(x.dtype, copy=False)
+    return _signed(x, (magnitude >> shift) + up)
+
+
+def _stochastic(x, shift, draw):
+    # The top `shift` bits: shifted as 32-bit words, so that a shift of 0 keeps none of them.
+    noise = draw.astype(np.uint32, copy=False) >> np.uint32(32 - shift) if shift else np.uint32(0)
+    return (x + noise.astype(x.dtype)) >> shift
+
+
+def _stochastic_16(x, shift, draw):
+    magnitude = np.abs(x)
+    discarded = magnitude & ((1 << shift) - 1)
+    draw = draw.astype(x.dtype, copy=False)
+    up = (discarded > draw << (shift - 16)) if shift >= 16 else (discarded << (16 - shift) > draw)
+    return _signed(x, (magnitude >> shift) + up)
+
+
+# The same rules as functions of any integer array: int64 results.
 
 
 def truncate(x, shift: int) -> np.ndarray:
     """Toward zero."""
-    x = _operand(x, shift)
-    return _signed(x, _magnitude(x, shift)[0])
+    return _truncate(_operand(x, shift), min(shift, 63))
 
 
 def nearest(x, shift: int) -> np.ndarray:
     """To nearest, ties away from zero."""
     x = _operand(x, shift)
-    if shift == 0:
-        return x
-    if shift > 62:
-        return np.zeros_like(x)
-    return _signed(x, (np.abs(x) + (1 << (shift - 1))) >> shift)
+    return _nearest(x, shift) if shift <= 62 else np.zeros_like(x)
 
 
 def half_up(x, shift: int) -> np.ndarray:
     """To nearest, ties toward +infinity."""
     x = _operand(x, shift)
-    if shift == 0:
-        return x
-    if shift > 62:
-        return np.zeros_like(x)
-    return (x + (1 << (shift - 1))) >> shift
+    return _half_up(x, shift) if shift <= 62 else np.zeros_like(x)
 
 
 def half_even(x, shift: int) -> np.ndarray:
     """To nearest, ties to even. A shift of 0 or less is an exact left shift by -shift."""
     x = np.asarray(x, dtype=np.int64)
-    if shift <= 0:
-        return x << -shift
-    if shift > 62:
-        return np.zeros_like(x)
-    return (x + ((1 << (shift - 1)) - 1) + ((x >> shift) & 1)) >> shift
+    return _half_even(x, shift) if shift <= 62 else np.zeros_like(x)
 
 
 def pseudo_stochastic(x, shift: int) -> np.ndarray:
     """Sign-magnitude; the upper discarded bits are the probability of rounding up, the lower ones the random
-    number.
-
-    With an odd shift the lower field has one bit less and is doubled, so that both have equal width.
+    number. With an odd shift the lower field has one bit less and is doubled, so that both have equal width.
     """
     x = _operand(x, shift)
-    whole, discarded = _magnitude(x, shift)
-    half = shift // 2
-    if half > 62:
-        return np.zeros_like(x)
-    probability = discarded >> half
-    threshold = (discarded & ((1 << half) - 1)) << (shift & 1)
-    return _signed(x, whole + (probability > threshold))
+    if shift > 62:
+        raise ValueError(f"pseudo_stochastic works within 62 bits: shift must be at most 62, got {shift}")
+    return _pseudo_stochastic(x, shift)
 
 
 def stochastic_magnitude(x, shift: int, draw) -> np.ndarray:
     """Sign-magnitude; rounds away from zero where the discarded bits exceed `draw` (0..2**shift - 1)."""
     x = _operand(x, shift)
-    whole, discarded = _magnitude(x, shift)
-    return _signed(x, whole + (discarded > np.asarray(draw, dtype=np.int64)))
+    if shift > 62:
+        raise ValueError(f"stochastic_magnitude works within 62 bits: shift must be at most 62, got {shift}")
+    return _stochastic_magnitude(x, shift, np.asarray(draw, dtype=np.int64))
 
 
 def stochastic(x, shift: int, draw) -> np.ndarray:
-    """Two's complement: floor of (x plus the top `shift` bits of the 32-bit word `draw`) / 2**shift; shift
-    0..32.
-    """
+    """Two's complement: floor of (x plus the top `shift` bits of the 32-bit word `draw`) / 2**shift."""
+    x = _operand(x, shift)
     if shift > 32:
         raise ValueError(f"stochastic rounding has 32 random bits: shift must be at most 32, got {shift}")
-    x = _operand(x, shift)
-    return (x + (np.asarray(draw, dtype=np.int64) >> (32 - shift))) >> shift
+    return _stochastic(x, shift, np.asarray(draw))
 
 
 def stochastic_16(x, shift: int, draw) -> np.ndarray:
-    """Sign-magnitude; rounds away from zero where the discarded fraction exceeds draw / 2**16 (draw
-    0..65535).
-    """
+    """Sign-magnitude; rounds away from zero where the discarded fraction exceeds draw / 2**16 (0..65535)."""
     x = _operand(x, shift)
     if shift > 46:
         raise ValueError(f"stochastic_16 compares within 62 bits: shift must be at most 46, got {shift}")
-    whole, discarded = _magnitude(x, shift)
-    return _signed(x, whole + ((discarded << 16) > (np.asarray(draw, dtype=np.int64) << shift)))
+    return _stochastic_16(x, shift, np.asarray(draw))
 
 
 def saturate(x, bits: int) -> np.ndarray:
@@ -136,7 +158,7 @@ class Rounding(enum.Enum):
 
     @property
     def function(self):
-        return _FUNCTIONS[self]
+        return _RULES[self][0]
 
     @property
     def needs_draw(self) -> bool:
@@ -162,13 +184,40 @@ class Rounding(enum.Enum):
         raise ValueError(f"unknown rounding {rule!r}: choose from {', '.join(m.name.lower() for m in cls)}")
 
 
-_FUNCTIONS = {
-    Rounding.TRUNCATE: truncate,
-    Rounding.NEAREST: nearest,
-    Rounding.HALF_UP: half_up,
-    Rounding.HALF_EVEN: half_even,
-    Rounding.PSEUDO_STOCHASTIC: pseudo_stochastic,
-    Rounding.STOCHASTIC_MAGNITUDE: stochastic_magnitude,
-    Rounding.STOCHASTIC: stochastic,
-    Rounding.STOCHASTIC_16: stochastic_16,
+_RULES = {
+    Rounding.TRUNCATE: (truncate, _truncate),
+    Rounding.NEAREST: (nearest, _nearest),
+    Rounding.HALF_UP: (half_up, _half_up),
+    Rounding.HALF_EVEN: (half_even, _half_even),
+    Rounding.PSEUDO_STOCHASTIC: (pseudo_stochastic, _pseudo_stochastic),
+    Rounding.STOCHASTIC_MAGNITUDE: (stochastic_magnitude, _stochastic_magnitude),
+    Rounding.STOCHASTIC: (stochastic, _stochastic),
+    Rounding.STOCHASTIC_16: (stochastic_16, _stochastic_16),
 }
+
+_BLOCK = 1 << 15  # elements whose intermediate arrays stay in the cache
+
+
+def round_to(rounding: Rounding, x: np.ndarray, maximum: int, shift: int, bits: int, draw=None) -> np.ndarray:
+    """`rounding.compute` and `saturate` of a whole tensor, in the smallest type that holds `bits` bits.
+
+    `maximum` is the largest magnitude in x: it tells whether 32-bit arithmetic is exact.
+    """
+    if rounding.needs_draw != (draw is not None):
+        raise ValueError(f"{rounding.name} {'needs' if rounding.needs_draw else 'takes no'} random draw")
+    out = np.empty(x.shape, np.int8 if bits <= 8 else np.int16 if bits <= 16 else np.int32)
+    limit = (1 << (bits - 1)) - 1
+    narrow = 0 <= shift <= 30 and maximum + (1 << shift) <= 2**31 - 1
+    rule = rounding.function
+    if narrow:
+        rule = _RULES[rounding][1]
+    source, target = np.ascontiguousarray(x).reshape(-1), out.reshape(-1)
+    draws = None if draw is None else np.ascontiguousarray(draw).reshape(-1)
+    for start in range(0, source.size, _BLOCK):
+        part = slice(start, start + _BLOCK)
+        operand = source[part].astype(np.int32 if narrow else np.int64, copy=False)
+        rounded = rule(operand, shift) if draws is None else rule(operand, shift, draws[part])
+        np.minimum(rounded, limit, out=rounded)
+        np.maximum(rounded, -limit, out=rounded)
+        target[part] = rounded
+    return out

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from golden.errors import InputError
 
-# (first epoch, value): niti in gradient bits.
-_NITI = {
-    "mlp": ((0, 5), (4, 4), (7, 3)),
+# (first epoch, value)
+_NITI = {  # bits of the largest weight update
     "vgg-small-7": ((0, 5), (100, 4), (150, 3)),
 }
 _NITI_DEFAULT = ((0, 5), (4, 4), (7, 3))
+_WAGE = {  # log2 of the rate
+    "wage-vgg7": ((0, 3), (200, 0), (250, -3)),
+}
+_WAGE_DEFAULT = ((0, 1), (4, 0), (8, -1))
 
 
 def _at(schedule, epoch: int):
@@ -17,7 +20,9 @@ def _at(schedule, epoch: int):
 
 
 def learning_rate(method: str, model: str, epoch: int):
-    """niti, niti-2020: the bits of the largest weight update."""
+    """niti, niti-2020: the bits of the largest weight update. wage: log2 of the rate."""
     if method in ("niti", "niti-2020"):
         return _at(_NITI.get(model, _NITI_DEFAULT), epoch)
+    if method == "wage":
+        return _at(_WAGE.get(model, _WAGE_DEFAULT), epoch)
     raise InputError(f"unknown method {method!r}")

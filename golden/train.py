@@ -17,8 +17,9 @@ from golden.execution import Execution, Record
 from golden.networks import network as describe
 from golden.niti import Niti
 from golden.schedules import learning_rate  # noqa: F401  (part of this module's interface)
+from golden.wage import Wage
 
-METHODS: dict[str, type[Execution]] = {"niti": Niti, "niti-2020": Niti}
+METHODS: dict[str, type[Execution]] = {"niti": Niti, "niti-2020": Niti, "wage": Wage}
 
 
 def build(
