@@ -60,7 +60,7 @@ class DescriptorRegister(wiring.Component):
                 m.d.sync += [self.valid.eq(self.words.p.legal), self.held_address.eq(self.address)]
         with m.If(self.release):
             m.d.sync += self.valid.eq(0)
-        for label, (opcode, section) in self.sections.items():
+        for label in self.sections:
             for (owner, name), (word, bit, field) in offsets(opcode).items():
                 if owner == label:
                     m.d.comb += getattr(self, label)[name].eq(words[word][bit:bit + field.bits])
