@@ -1,0 +1,382 @@
+"""The scalar unit: 64 registers for shifts, maxima and exponents, and the short programs that compute them.
+
+An operation is one 32-bit word: ``op`` in bits 0-5, ``dst`` 6-11, ``a`` 12-17, ``b`` 18-23 and ``imm`` 24-31
+(signed). SET uses bits 12-31 as one signed constant; SELECT_ZERO and SELECT_POSITIVE use the low six bits of
+``imm`` as the number of a third register. A word of zeros does nothing (SET of register 0).
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Iterable, Sequence
+
+from amaranth.hdl import Array, Const, Module, Mux, Signal, signed
+from amaranth.lib import data, memory, stream, wiring
+from amaranth.lib.wiring import In, Out
+
+from .config import CoreConfig
+from .descriptor import SCALAR, SCALAR_OPERATIONS, ProgramError
+from .interfaces import ReadClient, WriteClient
+from .range_detector import range_result
+
+__all__ = ["Operation", "REGISTERS", "ZERO", "STEP", "ScalarUnit", "assemble", "disassemble", "run"]
+
+REGISTERS = 64
+ZERO = 0
+"""Register that reads as zero."""
+STEP = 63
+"""Register that reads as the number of the training step."""
+
+EXPONENT_LIMIT = 32767
+SQRT2 = 0xB504F334
+"""Smallest integer above sqrt(2) * 2**31: from here on, the next power of two is the nearer one."""
+
+
+class Operation(enum.IntEnum):
+    """What a scalar operation writes to ``dst``. Arithmetic is signed 32 bits and wraps."""
+    SET = 0               # constant (signed 20 bits)
+    ADD = 1               # a + b
+    SUB = 2               # a - b
+    ADDI = 3              # a + imm
+    MIN = 4               # the smaller of a and b
+    MAX = 5               # the larger of a and b
+    CEIL_LOG2 = 6         # golden.range.ceil_log2 of a, taken as unsigned
+    BIT_LENGTH = 7        # golden.range.bit_length of a, taken as unsigned
+    NEAREST_LOG2 = 8      # golden.range.nearest_log2 of a, as unsigned; of 0: 0 and the error `zero_range`
+    SELECT_ZERO = 9       # a if register imm is 0, else b
+    SELECT_POSITIVE = 10  # a if register imm is above 0, else b
+    WORD = 11             # the 32-bit word fetched from address `load` of the descriptor
+    EXPONENT = 12         # a + b, saturated to signed 16 bits with the error `exponent`
+
+
+_FIELDS = {
+    Operation.SET: ("constant",),
+    Operation.ADDI: ("a", "imm"),
+    Operation.CEIL_LOG2: ("a",), Operation.BIT_LENGTH: ("a",), Operation.NEAREST_LOG2: ("a",),
+    Operation.SELECT_ZERO: ("a", "b", "c"), Operation.SELECT_POSITIVE: ("a", "b", "c"),
+    Operation.WORD: (),
+}
+_PLACES = {"dst": (6, 6, False), "a": (12, 6, False), "b": (18, 6, False), "c": (24, 6, False),
+           "imm": (24, 8, True), "constant": (12, 20, True)}    # first bit, bits, signed
+
+
+def _names(operation: Operation) -> tuple[str, ...]:
+    return "dst", *_FIELDS.get(operation, ("a", "b"))
+
+
+def assemble(operations: Iterable[Sequence[int]]) -> list[int]:
+    """Words of ``(Operation, dst, ...)`` tuples; after ``dst`` come
+
+    ``constant`` for SET, nothing for WORD, ``a`` for the logarithms, ``a, imm`` for ADDI, ``a, b, c`` for
+    SELECT_ZERO and SELECT_POSITIVE (c is the tested register), ``a, b`` for the others.
+    Raises :class:`ProgramError` naming the operation for a wrong number of operands, a value that does not
+    fit, a write to a read-only register or too many operations for one descriptor.
+    """
+    words = []
+    for index, (code, *operands) in enumerate(operations):
+        try:
+            operation = Operation(code)
+        except ValueError:
+            raise ProgramError(f"scalar operation {index}: unknown code {code}") from None
+        names = _names(operation)
+        if len(operands) != len(names):
+            raise ProgramError(f"scalar operation {index}: {operation.name} takes {', '.join(names)}; "
+                               f"got {len(operands)} operands")
+        word = int(operation)
+        for name, value in zip(names, operands, strict=True):
+            low_bit, bits, sign = _PLACES[name]
+            low, high = (-(1 << bits - 1), (1 << bits - 1) - 1) if sign else (0, (1 << bits) - 1)
+            if not low <= value <= high:
+                raise ProgramError(f"scalar operation {index}: {operation.name} {name} = {value} "
+                                   f"does not fit {low}..{high}")
+            word |= (int(value) & (1 << bits) - 1) << low_bit
+        if operands[0] in (ZERO, STEP) and word:
+            raise ProgramError(f"scalar operation {index}: {operation.name} writes register "
+                               f"{operands[0]}, which is read-only; use 1..{STEP - 1}")
+        words.append(word)
+    if len(words) > SCALAR_OPERATIONS:
+        raise ProgramError(f"{len(words)} scalar operations; a descriptor holds {SCALAR_OPERATIONS}: "
+                           "split them")
+    return words
+
+
+def _decode(word: int) -> tuple[Operation, dict[str, int]]:
+    try:
+        operation = Operation(word & 63)
+    except ValueError:
+        raise ProgramError(f"unknown scalar operation {word & 63} in word {word:#010x}") from None
+    fields = {}
+    for name in _names(operation):
+        low_bit, bits, sign = _PLACES[name]
+        value = word >> low_bit & (1 << bits) - 1
+        fields[name] = value - (1 << bits) if sign and value >> bits - 1 else value
+    return operation, fields
+
+
+def disassemble(words: Iterable[int]) -> list[str]:
+    """One line of text for each word, such as ``ADDI r5, r4, -7``.
+
+    Raises :class:`ProgramError` for an unknown code.
+    """
+    lines = []
+    for word in words:
+        operation, fields = _decode(word)
+        operands = (str(value) if name in ("imm", "constant") else f"r{value}" for name, value in fields.items())
+        lines.append(f"{operation.name} {', '.join(operands)}")
+    return lines
+
+
+def run(words: Iterable[int], registers: Sequence[int], word: int = 0) -> tuple[list[int], set[str]]:
+    """What :class:`ScalarUnit` does, in Python: the registers afterwards and the names of the errors.
+
+    ``registers`` are 64 signed 32-bit values, entry 63 being the step; ``word`` is what WORD gives.
+    """
+    values = list(registers)
+    if len(values) != REGISTERS:
+        raise ValueError(f"{REGISTERS} registers are needed, not {len(values)}")
+    values[ZERO] = 0
+    errors = set()
+    for code in words:
+        operation, f = _decode(code)
+        a, b, c = (values[f.get(name, ZERO)] for name in ("a", "b", "c"))
+        magnitude = a & 0xFFFFFFFF
+        match operation:
+            case Operation.SET:
+                result = f["constant"]
+            case Operation.ADD:
+                result = a + b
+            case Operation.SUB:
+                result = a - b
+            case Operation.ADDI:
+                result = a + f["imm"]
+            case Operation.MIN:
+                result = min(a, b)
+            case Operation.MAX:
+                result = max(a, b)
+            case Operation.CEIL_LOG2:
+                result = (magnitude - 1).bit_length() if magnitude else 0
+            case Operation.BIT_LENGTH:
+                result = magnitude.bit_length()
+            case Operation.NEAREST_LOG2:
+                power = max(magnitude.bit_length() - 1, 0)
+                result = power + (magnitude * magnitude > 1 << 2 * power + 1)
+                if not magnitude:
+                    errors.add("zero_range")
+            case Operation.SELECT_ZERO:
+                result = a if c == 0 else b
+            case Operation.SELECT_POSITIVE:
+                result = a if c > 0 else b
+            case Operation.WORD:
+                result = word
+            case Operation.EXPONENT:
+                result = max(-EXPONENT_LIMIT - 1, min(EXPONENT_LIMIT, a + b))
+                if result != a + b:
+                    errors.add("exponent")
+        if f["dst"] not in (ZERO, STEP):
+            values[f["dst"]] = (result + (1 << 31)) % (1 << 32) - (1 << 31)
+    return values, errors
+
+
+class ScalarUnit(wiring.Component):
+    """Holds the scalar registers, runs SCALAR descriptors and takes maxima from the product engine.
+
+    A command fetches the line that holds the word at ``load`` (``enable_load``), runs the operations and
+    then, with ``enable_dump``, writes all 64 registers as little-endian int32, register k at ``dump + 4 k``
+    (``dump`` must be the start of a line), once all earlier lines of ``write`` are acknowledged. The registers
+    are not reset: a program sets what it reads.
+
+    Attributes
+    ----------
+    command : In stream of SCALAR; ready for one cycle at the end of the command.
+    done : Out(1)  pulse with ``ready``: everything the command wrote is acknowledged.
+    range : In(range_result)  S[register] = value if clear else max(S[register], value), unsigned; accepted
+        at any time.
+    step : In(32)  what register 63 reads.
+    select, value : value of register ``select`` in the same cycle, while no command is running.
+    read, write : memory clients, one line at a time.
+    exponent, zero_range, illegal : Out(1)  pulses: EXPONENT saturated; NEAREST_LOG2 of 0; unknown operation (it
+        writes nothing) or a count above the descriptor's size (nothing runs).
+
+    Throughput: 3 cycles an operation, one more when a range arrives in the first or last of them. The dump
+    takes one cycle per register and one or more per line.
+    """
+
+    def __init__(self, config: CoreConfig):
+        self.config = config
+        super().__init__({
+            "command": In(stream.Signature(SCALAR.layout)), "done": Out(1),
+            "range": In(range_result), "step": In(32),
+            "select": In(range(REGISTERS)), "value": Out(signed(32)),
+            "read": Out(ReadClient(config)), "write": Out(WriteClient(config)),
+            "exponent": Out(1), "zero_range": Out(1), "illegal": Out(1),
+        })
+
+    def elaborate(self, platform):
+        m = Module()
+        lanes = self.config.vector
+        line_bits = (self.config.line_bytes - 1).bit_length()
+        command = self.command.p
+
+        m.submodules.registers = registers = memory.Memory(shape=signed(32), depth=REGISTERS, init=[])
+        write = registers.write_port()
+
+        def read_port(name, address):
+            port = registers.read_port(domain="comb")
+            value = Signal(signed(32), name=f"value_{name}")
+            m.d.comb += [port.addr.eq(address), value.eq(port.data)]
+            with m.If(address == ZERO):
+                m.d.comb += value.eq(0)
+            with m.If(address == STEP):
+                m.d.comb += value.eq(self.step)
+            return value
+
+        index = Signal(range(REGISTERS + 1))          # of the operation, or of the register to dump
+        operations = Array(command[f"operation{k}"] for k in range(SCALAR_OPERATIONS))
+        operation = data.View(data.StructLayout({"op": 6, "dst": 6, "a": 6, "b": 6, "imm": signed(8)}),
+                              Signal(32, name="operation"))
+        m.d.comb += operation.as_value().eq(operations[index])
+        dumping, running = Signal(), Signal()
+        a = read_port("a", Mux(self.range.valid, self.range.register, operation.a))
+        b = read_port("b", Mux(dumping, index, operation.b))
+        c = read_port("c", Mux(running, operation.imm.as_unsigned()[:6], self.select))
+        m.d.comb += self.value.eq(c)
+
+        destination, result, commit = Signal(6), Signal(signed(32)), Signal()
+        m.d.comb += [write.addr.eq(destination), write.data.eq(result),
+                     write.en.eq(commit & ~destination.matches(ZERO, STEP))]
+        with m.If(self.range.valid):
+            value = self.range.value
+            m.d.comb += [
+                write.addr.eq(self.range.register),
+                write.data.eq(Mux(self.range.clear | (value > a.as_unsigned()), value, a.as_unsigned())),
+                write.en.eq(~self.range.register.matches(ZERO, STEP)),
+            ]
+
+        # First cycle of an operation: operands. Second: sum, choice and normalisation. Third: result.
+        operand_a, operand_b, operand_c = Signal(signed(32)), Signal(signed(32)), Signal(signed(32))
+        total, chosen = Signal(signed(33)), Signal(signed(32))
+        normal, length = Signal(32), Signal(6)        # operand a shifted until bit 31 is set; its bit length
+        word = Signal(32)
+        shifted, zeros = operand_a.as_unsigned(), Const(0, 1)
+        for distance in (16, 8, 4, 2, 1):
+            empty = Signal(name=f"top_{distance}_empty")
+            m.d.comb += empty.eq(shifted[32 - distance:] == 0)
+            narrowed = Signal(32, name=f"normal_{distance}")
+            m.d.comb += narrowed.eq(Mux(empty, shifted << distance, shifted))
+            shifted, zeros = narrowed, zeros + Mux(empty, distance, 0)
+
+        saturated = Signal()
+        m.d.comb += saturated.eq((total > EXPONENT_LIMIT) | (total < -EXPONENT_LIMIT - 1))
+        known = Signal()
+        m.d.comb += [known.eq(1), destination.eq(operation.dst)]
+        with m.Switch(operation.op):
+            with m.Case(Operation.SET):
+                m.d.comb += result.eq(operation.as_value()[12:].as_signed())
+            with m.Case(Operation.ADD, Operation.SUB, Operation.ADDI):
+                m.d.comb += result.eq(total)
+            with m.Case(Operation.MIN, Operation.MAX, Operation.SELECT_ZERO, Operation.SELECT_POSITIVE):
+                m.d.comb += result.eq(chosen)
+            with m.Case(Operation.CEIL_LOG2):
+                m.d.comb += result.eq(length - (normal == 1 << 31))
+            with m.Case(Operation.BIT_LENGTH):
+                m.d.comb += result.eq(length)
+            with m.Case(Operation.NEAREST_LOG2):
+                m.d.comb += result.eq(Mux(length == 0, 0, length - (normal < SQRT2)))
+            with m.Case(Operation.WORD):
+                m.d.comb += result.eq(word)
+            with m.Case(Operation.EXPONENT):
+                m.d.comb += result.eq(total)
+                with m.If(saturated):
+                    m.d.comb += result.eq(Mux(total < 0, -EXPONENT_LIMIT - 1, EXPONENT_LIMIT))
+            with m.Default():
+                m.d.comb += known.eq(0)
+
+        line = self.write.line
+        lane = index[:(lanes - 1).bit_length()]
+        m.d.comb += line.p.strobe.eq(~0)
+        with m.FSM():
+            with m.State("IDLE"):
+                m.d.sync += index.eq(0)
+                with m.If(self.command.valid):
+                    with m.If(command.count > SCALAR_OPERATIONS):
+                        m.d.comb += self.illegal.eq(1)
+                        m.next = "DONE"
+                    with m.Elif(command.enable_load):
+                        m.next = "LOAD"
+                    with m.Else():
+                        m.next = "OPERANDS"
+            with m.State("LOAD"):
+                m.d.comb += [self.read.request.valid.eq(1),
+                             self.read.request.p.eq(command.load >> line_bits)]
+                with m.If(self.read.request.ready):
+                    m.next = "LOADED"
+            with m.State("LOADED"):
+                m.d.comb += self.read.response.ready.eq(1)
+                with m.If(self.read.response.valid):
+                    m.d.sync += word.eq(self.read.response.p.word_select(command.load[2:line_bits], 32))
+                    m.next = "OPERANDS"
+            with m.State("OPERANDS"):
+                m.d.comb += running.eq(1)
+                m.d.sync += [operand_a.eq(a), operand_b.eq(b), operand_c.eq(c)]
+                with m.If(index == command.count):
+                    m.d.sync += index.eq(0)
+                    m.next = "DONE"
+                    with m.If(command.enable_dump):
+                        m.next = "QUIET"
+                with m.Elif(~self.range.valid):
+                    m.next = "COMPUTE"
+            with m.State("COMPUTE"):
+                first = Signal()
+                with m.Switch(operation.op):
+                    with m.Case(Operation.MIN):
+                        m.d.comb += first.eq(operand_a < operand_b)
+                    with m.Case(Operation.MAX):
+                        m.d.comb += first.eq(operand_a > operand_b)
+                    with m.Case(Operation.SELECT_ZERO):
+                        m.d.comb += first.eq(operand_c == 0)
+                    with m.Default():
+                        m.d.comb += first.eq(operand_c > 0)
+                addend = Signal(signed(32))
+                m.d.comb += addend.eq(Mux(operation.op == Operation.ADDI, operation.imm, operand_b))
+                m.d.sync += [
+                    chosen.eq(Mux(first, operand_a, operand_b)),
+                    total.eq(operand_a + Mux(operation.op == Operation.SUB, ~addend, addend)
+                             + (operation.op == Operation.SUB)),
+                    normal.eq(shifted), length.eq(Mux(shifted[-1], 32 - zeros, 0)),
+                ]
+                m.next = "RESULT"
+            with m.State("RESULT"):
+                with m.If(~self.range.valid):
+                    m.d.comb += [
+                        commit.eq(known), self.illegal.eq(~known),
+                        self.exponent.eq((operation.op == Operation.EXPONENT) & saturated),
+                        self.zero_range.eq((operation.op == Operation.NEAREST_LOG2) & (length == 0)),
+                    ]
+                    m.d.sync += index.eq(index + 1)
+                    m.next = "OPERANDS"
+            with m.State("QUIET"):
+                m.d.sync += line.p.address.eq(command.dump >> line_bits)
+                with m.If(self.write.idle):
+                    m.next = "COLLECT"
+            with m.State("COLLECT"):
+                m.d.comb += dumping.eq(1)
+                m.d.sync += [line.p.data.word_select(lane, 32).eq(b), index.eq(index + 1)]
+                with m.If(lane.all()):
+                    m.next = "DUMP"
+            with m.State("DUMP"):
+                m.d.comb += line.valid.eq(1)
+                with m.If(line.ready):
+                    m.d.sync += line.p.address.eq(line.p.address + 1)
+                    m.next = "COLLECT"
+                    with m.If(index == REGISTERS):
+                        m.next = "DUMPED"
+            with m.State("DUMPED"):
+                # `idle` falls in the cycle after the last transfer at the latest, which is this one.
+                m.next = "ACKNOWLEDGE"
+            with m.State("ACKNOWLEDGE"):
+                with m.If(self.write.idle):
+                    m.next = "DONE"
+            with m.State("DONE"):
+                m.d.comb += [self.command.ready.eq(1), self.done.eq(1)]
+                m.next = "IDLE"
+        return m
