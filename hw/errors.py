@@ -1,0 +1,77 @@
+"""Why the core stopped: one code for the ERROR_CODE register, and a latch that keeps the first report."""
+
+from __future__ import annotations
+
+import enum
+
+from amaranth.hdl import Module
+from amaranth.lib import data, wiring
+from amaranth.lib.wiring import In, Out
+
+from .interfaces import ADDRESS_BITS
+
+__all__ = ["ERROR_BITS", "ErrorCode", "ErrorReport", "ErrorLatch"]
+
+ERROR_BITS = 4
+CLIENT_BITS = 4
+
+
+class ErrorCode(enum.IntEnum):
+    """Contents of ERROR_CODE; each member carries a description for people in ``doc``."""
+
+    def __new__(cls, value: int, doc: str):
+        member = int.__new__(cls, value)
+        member._value_ = value
+        member.doc = doc
+        return member
+
+    NONE = 0, "no error"
+    ILLEGAL_DESCRIPTOR = 1, "a descriptor has an unknown opcode or a field out of range"
+    READ_OUTSIDE_WINDOW = 2, "a read outside WINDOW_BASE to WINDOW_LIMIT was requested; memory did not see it"
+    WRITE_OUTSIDE_WINDOW = 3, "a write outside WINDOW_BASE to WINDOW_LIMIT was requested; memory did not see it"
+    READ_FAILED = 4, "memory answered a read with an error response"
+    WRITE_FAILED = 5, "memory answered a write with an error response"
+    ACCUMULATOR_OVERFLOW = 6, "a sum of products left the int32 range"
+    EXPONENT_SATURATED = 7, "a tensor's exponent left the signed 16-bit range"
+    ZERO_TENSOR = 8, "the maximum of an all-zero tensor was needed where the method defines none"
+
+
+class ErrorReport(wiring.Signature):
+    """One source of errors: ``valid`` for one cycle with code, byte address and client (0 where not used)."""
+
+    def __init__(self):
+        super().__init__({"valid": Out(1), "report": Out(data.StructLayout({
+            "code": ERROR_BITS, "address": ADDRESS_BITS, "client": CLIENT_BITS}))})
+
+
+class ErrorLatch(wiring.Component):
+    """Keeps the first of many errors until it is cleared.
+
+    Attributes
+    ----------
+    sources : In(ErrorReport).array(n); of simultaneous reports the lowest index wins.
+    event : Out(1)  any source reports in this cycle (combinational).
+    clear : In(1)  forgets the error; an error reported in the same cycle is kept.
+    error, code, address, client : the error, from the cycle after its report on.
+    """
+
+    def __init__(self, sources: int):
+        if sources < 1:
+            raise ValueError(f"an error latch needs at least one source, not {sources}")
+        super().__init__({"sources": In(ErrorReport()).array(sources), "clear": In(1), "event": Out(1),
+                          "error": Out(1), "code": Out(ERROR_BITS), "address": Out(ADDRESS_BITS),
+                          "client": Out(CLIENT_BITS)})
+
+    def elaborate(self, platform):
+        m = Module()
+        with m.If(self.clear):
+            m.d.sync += self.error.eq(0)
+        with m.If(self.clear | ~self.error):
+            for source in reversed(list(self.sources)):
+                with m.If(source.valid):
+                    m.d.sync += [self.error.eq(1), self.code.eq(source.report.code),
+                                 self.address.eq(source.report.address), self.client.eq(source.report.client)]
+        for source in self.sources:
+            with m.If(source.valid):
+                m.d.comb += self.event.eq(1)
+        return m

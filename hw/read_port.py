@@ -1,0 +1,173 @@
+"""Read channel of the memory port: many clients, one AXI4 read master."""
+
+from __future__ import annotations
+
+from amaranth.hdl import Cat, Const, Module, Mux, ResetInserter, Signal
+from amaranth.lib import data, wiring
+from amaranth.lib.wiring import In, Out
+
+from .axi import INCR, Axi4Read
+from .coalescer import BURST_LINES, Coalescer, burst_layout
+from .config import CoreConfig
+from .errors import CLIENT_BITS, ERROR_BITS, ErrorCode, ErrorLatch
+from .fifo import Fifo
+from .interfaces import ADDRESS_BITS, ReadClient, line_address_bits
+from .round_robin import RoundRobin
+from .window import Window
+
+__all__ = ["OUTSTANDING_LINES", "READ_PATIENCE", "ReadPort"]
+
+OUTSTANDING_LINES = 256   # lines in flight: at one line per cycle more than twice 128 cycles of latency
+READ_PATIENCE = 2         # cycles a burst waits for a line that may extend it
+
+
+class ReadPort(wiring.Component):
+    """Reads lines for several clients.
+
+    Each client's consecutive lines become bursts; the bursts of all clients take turns on the read address channel
+    (one per cycle, all with ID 0, so data comes back in order). Up to 256 lines are in flight.
+
+    Parameters
+    ----------
+    config : core configuration; a line takes ``line_bytes / beat_bytes`` beats.
+    depths : one entry per client: lines of its response FIFO. A request is accepted only while room for its line is
+        reserved; FIFO depths above the memory's latency sustain one line per cycle. 0: no FIFO, the client takes
+        every response in the cycle it comes (its ready is not looked at).
+
+    Attributes
+    ----------
+    clients : In(ReadClient).array(n).
+    axi : Out(Axi4Read).
+    window_base, window_limit : In(32)  bytes that may be read, limit exclusive; change only while quiet.
+    reset : In(1)  soft reset, at least one cycle.
+    clear : In(1)  forgets the error.
+    error, error_code, error_address, error_client : first error since ``clear``: READ_OUTSIDE_WINDOW (the request is
+        dropped) or READ_FAILED; the byte address of the line and the client's number.
+    quiet : Out(1)  nothing is queued and no AXI transaction is in flight.
+
+    After an error or a soft reset the port halts: it accepts no request, drops all queued requests and responses, and
+    takes what memory still sends. It resumes when memory owes nothing, ``reset`` is low and the error is cleared.
+
+    Latency: four cycles from a request that ends a burst to ARVALID, one from the last beat of a line to a
+    response without FIFO, three with FIFO.
+    """
+
+    def __init__(self, config: CoreConfig, depths: list[int]):
+        if not 1 <= len(depths) <= 1 << CLIENT_BITS:
+            raise ValueError(f"a read port serves 1 to {1 << CLIENT_BITS} clients, not {len(depths)}")
+        for depth in depths:
+            if depth < 0:
+                raise ValueError(f"the depth of a response FIFO is at least 0 (none), not {depth}")
+        self.config = config
+        self.depths = tuple(depths)
+        super().__init__({
+            "clients": In(ReadClient(config)).array(len(depths)), "axi": Out(Axi4Read(config)),
+            "window_base": In(ADDRESS_BITS), "window_limit": In(ADDRESS_BITS), "reset": In(1), "clear": In(1),
+            "error": Out(1), "error_code": Out(ERROR_BITS), "error_address": Out(ADDRESS_BITS),
+            "error_client": Out(range(len(depths))), "quiet": Out(1)})
+
+    def elaborate(self, platform):
+        m = Module()
+        count = len(self.clients)
+        address_bits = line_address_bits(self.config)
+        offset_bits = ADDRESS_BITS - address_bits
+        beats = self.config.line_bytes // self.config.beat_bytes
+
+        m.submodules.window = window = Window(self.config, count)
+        m.submodules.errors = errors = ErrorLatch(count + 1)
+        m.submodules.arbiter = arbiter = RoundRobin(count)
+        m.submodules.addresses = addresses = Fifo(burst_layout(self.config), 4)
+        # Bursts whose data is to come: client, and the line address for error reports.
+        expected_shape = data.StructLayout({"address": address_bits, "client": range(count)})
+        m.submodules.expected = expected = Fifo(expected_shape, OUTSTANDING_LINES)
+
+        halted, outstanding = Signal(), Signal(range(OUTSTANDING_LINES + 1))
+        m.d.comb += [
+            window.base.eq(self.window_base), window.limit.eq(self.window_limit), errors.clear.eq(self.clear),
+            self.error.eq(errors.error), self.error_code.eq(errors.code), self.error_address.eq(errors.address),
+            self.error_client.eq(errors.client),
+        ]
+        with m.If(self.reset | errors.event):
+            m.d.sync += halted.eq(1)
+        with m.Elif(self.quiet & ~errors.error):
+            m.d.sync += halted.eq(0)
+
+        # The line that arrived last, for one cycle.
+        line, line_client, line_valid = Signal(self.config.line_bits), Signal(range(count)), Signal()
+        coalescers = []
+        for i, (client, depth) in enumerate(zip(self.clients, self.depths, strict=True)):
+            coalescer = Coalescer(self.config, READ_PATIENCE)
+            m.submodules[f"coalescer{i}"] = ResetInserter(halted)(coalescer)
+            coalescers.append(coalescer)
+            delivered = Signal(name=f"delivered{i}")
+            reserved = Signal(range(depth + 1), name=f"reserved{i}")
+            may_request = ~halted & (reserved != depth if depth else 1)
+            accepted = client.request.valid & client.request.ready
+            m.d.comb += [
+                client.request.ready.eq(coalescer.line.ready & may_request),
+                coalescer.line.valid.eq(client.request.valid & may_request & window.inside[i]),
+                coalescer.line.payload.eq(client.request.payload),
+                window.lines[i].eq(client.request.payload),
+                errors.sources[i].valid.eq(accepted & ~window.inside[i]),
+                errors.sources[i].report.code.eq(ErrorCode.READ_OUTSIDE_WINDOW),
+                errors.sources[i].report.address.eq(client.request.payload << offset_bits),
+                errors.sources[i].report.client.eq(i),
+                delivered.eq(line_valid & ~halted & (line_client == i)),
+            ]
+            if depth == 0:
+                m.d.comb += [client.response.valid.eq(delivered), client.response.payload.eq(line)]
+                continue
+            m.submodules[f"responses{i}"] = responses = Fifo(self.config.line_bits, depth)
+            m.d.comb += [responses.clear.eq(halted), responses.input.valid.eq(delivered),
+                         responses.input.payload.eq(line)]
+            wiring.connect(m, responses.output, wiring.flipped(client.response))
+            taken = client.response.valid & client.response.ready
+            with m.If(halted):
+                m.d.sync += reserved.eq(0)
+            with m.Else():
+                m.d.sync += reserved.eq(reserved + (accepted & window.inside[i]) - taken)
+
+        # Choose a burst per cycle, remember whose it is, and queue it for the address channel.
+        may_issue, issued = Signal(), Signal()
+        m.d.comb += [
+            may_issue.eq(~halted & addresses.input.ready & (outstanding <= OUTSTANDING_LINES - BURST_LINES)),
+            issued.eq(arbiter.valid & may_issue), arbiter.advance.eq(may_issue),
+            addresses.input.valid.eq(issued), expected.input.valid.eq(issued),
+            expected.input.payload.client.eq(arbiter.choice),
+            expected.input.payload.address.eq(addresses.input.payload.address),
+            arbiter.requests.eq(Cat(coalescer.burst.valid for coalescer in coalescers)),
+        ]
+        with m.Switch(arbiter.choice):
+            for i, coalescer in enumerate(coalescers):
+                with m.Case(i):
+                    m.d.comb += [addresses.input.payload.eq(coalescer.burst.payload),
+                                 coalescer.burst.ready.eq(issued)]
+        head = addresses.output.payload
+        m.d.comb += [
+            self.axi.arvalid.eq(addresses.output.valid), addresses.output.ready.eq(self.axi.arready),
+            self.axi.araddr.eq(head.address << offset_bits),
+            self.axi.arlen.eq(Cat(Const(beats - 1, beats.bit_length() - 1), head.extra)),
+            self.axi.arsize.eq(self.config.beat_bytes.bit_length() - 1), self.axi.arburst.eq(INCR),
+        ]
+
+        # Assemble beats into lines. Every beat is taken: room was reserved.
+        beat, index = Signal(range(beats)), Signal(range(BURST_LINES))
+        taken, line_end = Signal(), Signal()
+        m.d.comb += [
+            self.axi.rready.eq(expected.output.valid), taken.eq(self.axi.rvalid & self.axi.rready),
+            line_end.eq(taken & (beat == beats - 1)), expected.output.ready.eq(taken & self.axi.rlast),
+            errors.sources[count].valid.eq(taken & (self.axi.rresp != 0)),
+            errors.sources[count].report.code.eq(ErrorCode.READ_FAILED),
+            errors.sources[count].report.address.eq((expected.output.payload.address + index) << offset_bits),
+            errors.sources[count].report.client.eq(expected.output.payload.client),
+            self.quiet.eq((outstanding == 0) & Cat(coalescer.empty for coalescer in coalescers).all()),
+        ]
+        m.d.sync += line_valid.eq(line_end)
+        with m.If(taken):
+            m.d.sync += [line.word_select(beat, 8 * self.config.beat_bytes).eq(self.axi.rdata),
+                         line_client.eq(expected.output.payload.client), beat.eq(beat + 1)]
+        with m.If(line_end):
+            m.d.sync += [beat.eq(0), index.eq(Mux(self.axi.rlast, 0, index + 1))]
+        extra = addresses.input.payload.extra
+        m.d.sync += outstanding.eq(outstanding + Mux(issued, extra + 1, 0) - line_end)
+        return m

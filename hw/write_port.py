@@ -1,0 +1,178 @@
+"""Write channel of the memory port: many clients, one AXI4 write master."""
+
+from __future__ import annotations
+
+from amaranth.hdl import Array, Cat, Const, Module, Mux, Signal
+from amaranth.lib import data, wiring
+from amaranth.lib.wiring import In, Out
+
+from .axi import INCR, Axi4Write
+from .coalescer import BURST_LINES, Coalescer, burst_layout
+from .config import CoreConfig
+from .errors import CLIENT_BITS, ERROR_BITS, ErrorCode, ErrorLatch
+from .fifo import Fifo
+from .interfaces import ADDRESS_BITS, WriteClient, line_address_bits
+from .round_robin import RoundRobin
+from .window import Window
+
+__all__ = ["BUFFER_LINES", "WRITE_PATIENCE", "WritePort"]
+
+BUFFER_LINES = 32          # data held per client: one burst being sent, one being collected
+OUTSTANDING_LINES = 256    # lines between choosing their burst and memory's acknowledgement
+WRITE_PATIENCE = 6         # cycles a burst waits for a line that may extend it; requantized lines come every fourth
+
+
+class WritePort(wiring.Component):
+    """Writes lines for several clients.
+
+    Each client's consecutive lines become bursts, which go out only when all their data is buffered; bursts of all
+    clients take turns (ID 0, so memory acknowledges in order). One line per cycle, whether addresses are
+    consecutive or not.
+
+    Parameters
+    ----------
+    config : core configuration; a line takes ``line_bytes / beat_bytes`` beats.
+    clients : number of clients.
+
+    Attributes
+    ----------
+    clients : In(WriteClient).array(n). ``idle`` is low from the cycle after a line was taken until it, and all
+        before it, are acknowledged.
+    axi : Out(Axi4Write).
+    window_base, window_limit : In(32)  bytes that may be written, limit exclusive; change only while quiet.
+    reset : In(1)  soft reset, at least one cycle.
+    clear : In(1)  forgets the error.
+    error, error_code, error_address, error_client : first error since ``clear``: WRITE_OUTSIDE_WINDOW (the line is
+        dropped) or WRITE_FAILED; the byte address of the line or of the failed burst, and the client's number.
+    quiet : Out(1)  every line taken has been acknowledged.
+
+    After an error or a soft reset the port takes no further line, but lines taken before are written: whole bursts
+    are promised to memory. It resumes when all are acknowledged, ``reset`` is low and the error is cleared.
+
+    Latency: five cycles from a line that ends a burst to AWVALID and WVALID.
+    """
+
+    def __init__(self, config: CoreConfig, clients: int):
+        if not 1 <= clients <= 1 << CLIENT_BITS:
+            raise ValueError(f"a write port serves 1 to {1 << CLIENT_BITS} clients, not {clients}")
+        self.config = config
+        super().__init__({
+            "clients": In(WriteClient(config)).array(clients), "axi": Out(Axi4Write(config)),
+            "window_base": In(ADDRESS_BITS), "window_limit": In(ADDRESS_BITS), "reset": In(1), "clear": In(1),
+            "error": Out(1), "error_code": Out(ERROR_BITS), "error_address": Out(ADDRESS_BITS),
+            "error_client": Out(range(clients)), "quiet": Out(1)})
+
+    def elaborate(self, platform):
+        m = Module()
+        config, count = self.config, len(self.clients)
+        address_bits = line_address_bits(config)
+        offset_bits = ADDRESS_BITS - address_bits
+        beats = config.line_bytes // config.beat_bytes
+
+        burst = burst_layout(config)
+        order = data.StructLayout({"client": range(count), "burst": burst})
+        body = data.StructLayout({"data": config.line_bits, "strobe": config.line_bytes})
+        m.submodules.window = window = Window(config, count)
+        m.submodules.errors = errors = ErrorLatch(count + 1)
+        m.submodules.arbiter = arbiter = RoundRobin(count)
+        m.submodules.addresses = addresses = Fifo(burst, 4)
+        m.submodules.sending = sending = Fifo(order, 16)                # bursts whose data is to go out
+        m.submodules.expected = expected = Fifo(order, OUTSTANDING_LINES)   # bursts to be acknowledged
+
+        halted, outstanding = Signal(), Signal(range(OUTSTANDING_LINES + 1))
+        acknowledged, acknowledged_lines = Signal(), Signal(range(BURST_LINES + 1))
+        m.d.comb += [
+            window.base.eq(self.window_base), window.limit.eq(self.window_limit), errors.clear.eq(self.clear),
+            self.error.eq(errors.error), self.error_code.eq(errors.code), self.error_address.eq(errors.address),
+            self.error_client.eq(errors.client), self.quiet.eq(Cat(client.idle for client in self.clients).all()),
+        ]
+        with m.If(self.reset | errors.event):
+            m.d.sync += halted.eq(1)
+        with m.Elif(self.quiet & ~errors.error):
+            m.d.sync += halted.eq(0)
+
+        coalescers, buffers = [], []
+        for i, client in enumerate(self.clients):
+            m.submodules[f"coalescer{i}"] = coalescer = Coalescer(config, WRITE_PATIENCE)
+            m.submodules[f"buffer{i}"] = buffer = Fifo(body, BUFFER_LINES)
+            coalescers.append(coalescer)
+            buffers.append(buffer)
+            pending = Signal(range(OUTSTANDING_LINES + BUFFER_LINES + BURST_LINES), name=f"pending{i}")
+            taken, kept = Signal(name=f"taken{i}"), Signal(name=f"kept{i}")
+            m.d.comb += [
+                client.line.ready.eq(coalescer.line.ready & buffer.input.ready & ~halted),
+                taken.eq(client.line.valid & client.line.ready), kept.eq(taken & window.inside[i]),
+                window.lines[i].eq(client.line.payload.address),
+                coalescer.line.valid.eq(kept), coalescer.line.payload.eq(client.line.payload.address),
+                buffer.input.valid.eq(kept), buffer.input.payload.data.eq(client.line.payload.data),
+                buffer.input.payload.strobe.eq(client.line.payload.strobe),
+                errors.sources[i].valid.eq(taken & ~window.inside[i]),
+                errors.sources[i].report.code.eq(ErrorCode.WRITE_OUTSIDE_WINDOW),
+                errors.sources[i].report.address.eq(client.line.payload.address << offset_bits),
+                errors.sources[i].report.client.eq(i),
+                client.idle.eq(pending == 0),
+            ]
+            mine = acknowledged & (expected.output.payload.client == i)
+            m.d.sync += pending.eq(pending + kept - Mux(mine, acknowledged_lines, 0))
+
+        # Choose a burst per cycle and queue it for the address, data and response channels.
+        may_issue, issued = Signal(), Signal()
+        m.d.comb += [
+            may_issue.eq(addresses.input.ready & sending.input.ready
+                         & (outstanding <= OUTSTANDING_LINES - BURST_LINES)),
+            issued.eq(arbiter.valid & may_issue), arbiter.advance.eq(may_issue),
+            arbiter.requests.eq(Cat(coalescer.burst.valid for coalescer in coalescers)),
+            sending.input.payload.client.eq(arbiter.choice), sending.input.payload.burst.eq(addresses.input.payload),
+            expected.input.payload.eq(sending.input.payload),
+            addresses.input.valid.eq(issued), sending.input.valid.eq(issued), expected.input.valid.eq(issued),
+        ]
+        with m.Switch(arbiter.choice):
+            for i, coalescer in enumerate(coalescers):
+                with m.Case(i):
+                    m.d.comb += [addresses.input.payload.eq(coalescer.burst.payload),
+                                 coalescer.burst.ready.eq(issued)]
+        head = addresses.output.payload
+        m.d.comb += [
+            self.axi.awvalid.eq(addresses.output.valid), addresses.output.ready.eq(self.axi.awready),
+            self.axi.awaddr.eq(head.address << offset_bits),
+            self.axi.awlen.eq(Cat(Const(beats - 1, beats.bit_length() - 1), head.extra)),
+            self.axi.awsize.eq(config.beat_bytes.bit_length() - 1), self.axi.awburst.eq(INCR),
+        ]
+
+        # Send the data of the first burst in line, a beat per cycle, from its client's buffer.
+        beat, sent = Signal(range(beats)), Signal(range(BURST_LINES))
+        current, line = sending.output.payload, Signal(body)
+        next_beat, line_end, burst_end = Signal(), Signal(), Signal()
+        m.d.comb += [
+            line.eq(Array(buffer.output.payload for buffer in buffers)[current.client]),
+            next_beat.eq((~self.axi.wvalid | self.axi.wready) & sending.output.valid
+                         & Array(buffer.output.valid for buffer in buffers)[current.client]),
+            line_end.eq(beat == beats - 1), burst_end.eq(line_end & (sent == current.burst.extra)),
+            sending.output.ready.eq(next_beat & burst_end),
+        ]
+        for i, buffer in enumerate(buffers):
+            m.d.comb += buffer.output.ready.eq(next_beat & line_end & (current.client == i))
+        with m.If(self.axi.wready):
+            m.d.sync += self.axi.wvalid.eq(0)
+        with m.If(next_beat):
+            m.d.sync += [
+                self.axi.wvalid.eq(1), self.axi.wlast.eq(burst_end),
+                self.axi.wdata.eq(line.data.word_select(beat, 8 * config.beat_bytes)),
+                self.axi.wstrb.eq(line.strobe.word_select(beat, config.beat_bytes)),
+                beat.eq(Mux(line_end, 0, beat + 1)),
+            ]
+            with m.If(line_end):
+                m.d.sync += sent.eq(Mux(burst_end, 0, sent + 1))
+
+        oldest = expected.output.payload
+        m.d.comb += [
+            self.axi.bready.eq(expected.output.valid), acknowledged.eq(self.axi.bvalid & self.axi.bready),
+            expected.output.ready.eq(acknowledged), acknowledged_lines.eq(oldest.burst.extra + 1),
+            errors.sources[count].valid.eq(acknowledged & (self.axi.bresp != 0)),
+            errors.sources[count].report.code.eq(ErrorCode.WRITE_FAILED),
+            errors.sources[count].report.address.eq(oldest.burst.address << offset_bits),
+            errors.sources[count].report.client.eq(oldest.client),
+        ]
+        issued_lines = Mux(issued, addresses.input.payload.extra + 1, 0)
+        m.d.sync += outstanding.eq(outstanding + issued_lines - Mux(acknowledged, acknowledged_lines, 0))
+        return m
