@@ -30,6 +30,7 @@ class Coalescer(wiring.Component):
     Attributes
     ----------
     line : In(stream of line address).
+    hold : In(1)  a further line is only held up: patience does not run out.
     burst : Out(stream of burst).
     empty : Out(1)  no line is held.
     """
@@ -39,7 +40,7 @@ class Coalescer(wiring.Component):
             raise ValueError(f"the patience of a coalescer is at least 1 cycle, not {patience}")
         self.page_bits = (PAGE_BYTES // config.line_bytes).bit_length() - 1
         self.patience = patience
-        super().__init__({"line": In(stream.Signature(line_address_bits(config))),
+        super().__init__({"line": In(stream.Signature(line_address_bits(config))), "hold": In(1),
                           "burst": Out(stream.Signature(burst_layout(config))), "empty": Out(1)})
 
     def elaborate(self, platform):
@@ -69,6 +70,6 @@ class Coalescer(wiring.Component):
                 m.d.sync += current.extra.eq(current.extra + 1)
             with m.Else():
                 m.d.sync += [current.address.eq(self.line.payload), current.extra.eq(0)]
-        with m.Elif(held & room & (age != self.patience)):
+        with m.Elif(held & room & ~self.hold & (age != self.patience)):
             m.d.sync += age.eq(age + 1)
         return m

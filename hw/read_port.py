@@ -106,6 +106,8 @@ class ReadPort(wiring.Component):
             m.d.comb += [
                 client.request.ready.eq(coalescer.line.ready & may_request),
                 coalescer.line.valid.eq(client.request.valid & may_request & window.inside[i]),
+                # Room comes back by itself when more lines are reserved than the burst being collected holds.
+                coalescer.hold.eq(client.request.valid & ~may_request if depth >= 2 * BURST_LINES else 0),
                 coalescer.line.payload.eq(client.request.payload),
                 window.lines[i].eq(client.request.payload),
                 errors.sources[i].valid.eq(accepted & ~window.inside[i]),

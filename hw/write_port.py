@@ -103,6 +103,8 @@ class WritePort(wiring.Component):
                 client.line.ready.eq(coalescer.line.ready & buffer.input.ready & ~halted),
                 taken.eq(client.line.valid & client.line.ready), kept.eq(taken & window.inside[i]),
                 window.lines[i].eq(client.line.payload.address),
+                # A full buffer empties by itself: it holds more than the burst that is being collected.
+                coalescer.hold.eq(client.line.valid & ~buffer.input.ready & ~halted),
                 coalescer.line.valid.eq(kept), coalescer.line.payload.eq(client.line.payload.address),
                 buffer.input.valid.eq(kept), buffer.input.payload.data.eq(client.line.payload.data),
                 buffer.input.payload.strobe.eq(client.line.payload.strobe),

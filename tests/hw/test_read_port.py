@@ -131,6 +131,25 @@ def test_two_interleaved_clients_share_a_line_per_cycle():
     assert len(memory.reads) <= 2 * (400 // BURST_LINES + 3)
 
 
+def test_a_slow_client_with_a_full_fifo_still_reads_in_bursts():
+    dut = ReadPort(TINY, [32])
+    memory = AxiMemory(dut.axi, bytearray(CONTENT))
+    wanted = range(64, 64 + 160)
+
+    async def put(ctx):
+        ctx.set(dut.window_limit, 0xFFFF_FFFF)
+        await ctx.tick()
+        await stream_put(ctx, dut.clients[0].request, wanted)
+
+    async def get(ctx):
+        cycle = iter(range(1 << 30))
+        lines = await stream_get(ctx, dut.clients[0].response, len(wanted), stall=lambda: next(cycle) % 4 != 0)
+        assert lines == [line_at(TINY, line) for line in wanted]
+
+    simulate(dut, put, get, background=(memory.serve_reads,), limit=1000)
+    assert [beats for _, beats in memory.reads] == [BURST_LINES] * 10
+
+
 def test_a_stalled_client_does_not_block_the_others():
     dut = ReadPort(TINY, [4, 4])
     memory = AxiMemory(dut.axi, bytearray(CONTENT))

@@ -1,0 +1,175 @@
+"""The small parts of the memory port: round robin, queue, window, error latch, coalescer."""
+
+import itertools
+import random
+
+import pytest
+
+from hw.coalescer import Coalescer
+from hw.config import PRESETS
+from hw.errors import ErrorCode, ErrorLatch
+from hw.fifo import Fifo
+from hw.round_robin import RoundRobin
+from hw.window import Window
+from tests.hw.streams import STALLS, simulate, stalls, stream_check, stream_get, stream_put
+
+TINY = PRESETS["tiny"]
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 5])
+def test_round_robin_takes_the_next_requester_after_the_last(count):
+    dut = RoundRobin(count)
+
+    async def bench(ctx):
+        rng = random.Random(count)
+        last = 0
+        for _ in range(400):
+            requests, advance = rng.getrandbits(count), rng.getrandbits(1)
+            ctx.set(dut.requests, requests)
+            ctx.set(dut.advance, advance)
+            order = [(last + k) % count for k in range(1, count + 1)]
+            wanted = [k for k in order if requests >> k & 1]
+            assert ctx.get(dut.valid) == bool(wanted)
+            if wanted:
+                assert ctx.get(dut.choice) == wanted[0]
+                last = wanted[0] if advance else last
+            await ctx.tick()
+
+    simulate(dut, bench)
+
+
+@pytest.mark.parametrize("depth", [1, 2, 3, 16])
+@pytest.mark.parametrize("pattern", STALLS)
+def test_fifo_keeps_order(depth, pattern):
+    dut = Fifo(8, depth)
+    source, sink = stalls(pattern)
+    sent = [k & 0xFF for k in range(300)]
+
+    async def put(ctx):
+        await stream_put(ctx, dut.input, sent, stall=source)
+
+    async def get(ctx):
+        assert await stream_get(ctx, dut.output, len(sent), stall=sink) == sent
+
+    async def check(ctx):
+        await stream_check(ctx, dut.output)
+
+    async def room(ctx):
+        async for _, _, level, ready in ctx.tick().sample(dut.level, dut.input.ready):
+            assert ready or level >= depth
+            assert level <= depth + 1
+
+    simulate(dut, put, get, background=(check, room))
+
+
+def test_fifo_clear_drops_what_is_held():
+    dut = Fifo(8, 4)
+
+    async def bench(ctx):
+        await stream_put(ctx, dut.input, [1, 2, 3])
+        ctx.set(dut.clear, 1)
+        await stream_put(ctx, dut.input, [4])
+        ctx.set(dut.clear, 0)
+        assert ctx.get(dut.level) == 0
+        await stream_put(ctx, dut.input, [5])
+        assert await stream_get(ctx, dut.output, 1) == [5]
+        assert ctx.get(dut.level) == 0
+
+    simulate(dut, bench)
+
+
+def test_window_holds_whole_lines_only():
+    dut = Window(TINY, 2)
+
+    async def bench(ctx):
+        top = (1 << 28) - 1
+        edges = [0, 1, 15, 16, 17, 31, 32, 48, 0xFFFF_FFE0, 0xFFFF_FFEF, 0xFFFF_FFF0, 0xFFFF_FFF1, 0xFFFF_FFFF]
+        for base, limit in itertools.product(edges, edges):
+            ctx.set(dut.base, base)
+            ctx.set(dut.limit, limit)
+            await ctx.tick()
+            for lines in [(0, 1), (2, 3), (top - 1, top)]:
+                for k, line in enumerate(lines):
+                    ctx.set(dut.lines[k], line)
+                expected = [base <= 16 * line and 16 * line + 16 <= limit for line in lines]
+                assert ctx.get(dut.inside) == expected[0] | expected[1] << 1, (base, limit, lines)
+
+    simulate(dut, bench)
+
+
+def test_error_latch_keeps_the_first_and_lowest():
+    dut = ErrorLatch(3)
+
+    async def report(ctx, *indices, clear=0):
+        for k, source in enumerate(dut.sources):
+            ctx.set(source.report, {"code": k + 1, "address": 100 * k, "client": k})
+            ctx.set(source.valid, k in indices)
+        ctx.set(dut.clear, clear)
+        assert ctx.get(dut.event) == bool(indices)
+        await ctx.tick()
+        return ctx.get(dut.error), ctx.get(dut.code), ctx.get(dut.address), ctx.get(dut.client)
+
+    async def bench(ctx):
+        assert (await report(ctx))[0] == 0
+        assert await report(ctx, 2, 1) == (1, 2, 100, 1)
+        assert await report(ctx, 0) == (1, 2, 100, 1)
+        assert await report(ctx) == (1, 2, 100, 1)
+        assert (await report(ctx, clear=1))[0] == 0
+        assert await report(ctx, 2) == (1, 3, 200, 2)
+        assert await report(ctx, 0, clear=1) == (1, 1, 0, 0)
+
+    simulate(dut, bench)
+
+
+def test_error_codes_fit_and_are_described():
+    assert [code.value for code in ErrorCode] == list(range(len(ErrorCode)))
+    assert len(ErrorCode) <= 16
+    assert all(code.doc for code in ErrorCode)
+
+
+def bursts(lines, pauses=(), *, patience=3, hold=False):
+    """Bursts (first, count) of a coalescer whose output is always taken; ``pauses``: {index: idle cycles before}."""
+    dut = Coalescer(TINY, patience)
+    seen = []
+
+    async def put(ctx):
+        ctx.set(dut.burst.ready, 1)
+        ctx.set(dut.hold, hold)
+        for k, line in enumerate(lines):
+            for _ in range(dict(pauses).get(k, 0)):
+                await ctx.tick()
+            await stream_put(ctx, dut.line, [line])
+        ctx.set(dut.hold, 0)
+        while not ctx.get(dut.empty):
+            await ctx.tick()
+        await ctx.tick()
+
+    async def get(ctx):
+        async for _, _, valid, payload in ctx.tick().sample(dut.burst.valid, dut.burst.payload):
+            if valid:
+                seen.append((payload.address, payload.extra + 1))
+
+    simulate(dut, put, background=(get,))
+    return seen
+
+
+def test_coalescer_ends_bursts_at_16_lines_gaps_and_pages():
+    assert bursts(range(40)) == [(0, 16), (16, 16), (32, 8)]
+    assert bursts([5, 6, 6, 5, 9]) == [(5, 2), (6, 1), (5, 1), (9, 1)]
+    assert bursts(range(250, 260)) == [(250, 6), (256, 4)]
+    top = (1 << 28) - 1
+    assert bursts([top - 1, top, 0]) == [(top - 1, 2), (0, 1)]
+
+
+def test_coalescer_waits_as_long_as_its_patience():
+    assert bursts(range(4), {2: 2}, patience=3) == [(0, 4)]
+    assert bursts(range(4), {2: 6}, patience=3) == [(0, 2), (2, 2)]
+    assert bursts(range(4), {2: 50}, patience=3, hold=True) == [(0, 4)]
+
+
+@pytest.mark.parametrize("make, message", [
+    (lambda: RoundRobin(0), "at least one requester, not 0"), (lambda: Fifo(8, 0), "at least 1, not 0"),
+    (lambda: ErrorLatch(0), "at least one source, not 0"), (lambda: Coalescer(TINY, 0), "at least 1 cycle, not 0")])
+def test_bad_parameters_are_refused(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()
