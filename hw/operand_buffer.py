@@ -1,0 +1,154 @@
+"""Operand buffer: two banks of lines between memory and one edge of the array."""
+
+from __future__ import annotations
+
+from amaranth.hdl import Array, Cat, Module, Mux, Signal, signed
+from amaranth.lib import stream, wiring
+from amaranth.lib.fifo import SyncFIFO
+from amaranth.lib.memory import Memory
+from amaranth.lib.wiring import In, Out
+
+from .config import CoreConfig
+from .descriptor import LOAD
+from .fold import Fold
+from .interfaces import ADDRESS_BITS, ReadClient
+from .loop_nest import LoopNest
+
+__all__ = ["OperandBuffer"]
+
+FOLD_LINES = 4
+"""Raw lines requested ahead of the folding unit, which takes a line in as many cycles as it has bytes."""
+
+
+class OperandBuffer(wiring.Component):
+    """Loads blocks of an operand into two banks by turns and serves slices of the current one.
+
+    A load brings ``lines`` consecutive lines for each run of each plane (descriptor section ``load``),
+    stored one after the other from line 0 of a bank; with ``fold`` the packed lines of :class:`Fold` are
+    stored instead. ``advance`` makes the next load's bank current, also before that load has begun (by at
+    most 8 loads), and frees the one before. At most one load runs ahead of the current one; two before
+    the first ``advance``.
+
+    The compiler keeps loads within ``buffer_lines``; lines beyond overwrite line 0 of the same bank.
+
+    Parameters
+    ----------
+    config : core configuration.
+    lanes : bytes of a slice: the array's rows or columns.
+
+    Attributes
+    ----------
+    command : In stream of LOAD.layout; enable = 0 is taken at once and changes nothing. Released when
+        complete.
+    memory : Out(ReadClient), always ready for responses.
+    advance : In(1)  takes effect in the next cycle.
+    address : In(16)  slice address: line * (line_bytes / lanes) + slice in line.
+    read : In(1)  fetches the slice at ``address``; ``data`` holds it two cycles later.
+    available : Out(1)  the slice at ``address`` has arrived; combinational. Low before the first ``advance``.
+    data : Out(8 * lanes)
+    busy, stalled_in, stalled_out : Out(1)  for counters: a load is in progress; it waits for memory; a
+        load waits for a free bank.
+
+    One request, one written line and one slice per cycle.
+    """
+
+    def __init__(self, config: CoreConfig, lanes: int):
+        if lanes not in (config.rows, config.columns):
+            raise ValueError(f"an operand buffer of core {config.name!r} has {config.rows} or "
+                             f"{config.columns} lanes, not {lanes}")
+        self.config = config
+        self.lanes = lanes
+        super().__init__({
+            "command": In(stream.Signature(LOAD.layout)),
+            "memory": Out(ReadClient(config)),
+            "advance": In(1), "address": In(16), "read": In(1),
+            "available": Out(1), "data": Out(8 * lanes),
+            "busy": Out(1), "stalled_in": Out(1), "stalled_out": Out(1),
+        })
+
+    def elaborate(self, platform):
+        m = Module()
+        config, load = self.config, self.command.payload
+        request, response = self.memory.request, self.memory.response
+        line_bits = (config.line_bytes - 1).bit_length()
+        index_bits = (config.buffer_lines - 1).bit_length()
+        m.submodules.nest = nest = LoopNest(3, {"address": ADDRESS_BITS})
+        m.submodules.fold = fold = Fold(config)
+        m.submodules.raw = raw = SyncFIFO(width=config.line_bits, depth=FOLD_LINES)
+        m.submodules.ram = ram = Memory(shape=config.line_bits, depth=2 * config.buffer_lines, init=[])
+        write, read = ram.write_port(), ram.read_port()
+
+        m.d.comb += [
+            nest.count[0].eq(load.tiles), nest.count[1].eq(load.runs), nest.count[2].eq(load.lines),
+            nest.start_address.eq(load.address), nest.stride_address[0].eq(load.tile_stride),
+            nest.stride_address[1].eq(load.run_stride), nest.stride_address[2].eq(config.line_bytes),
+            request.payload.eq(nest.value_address[line_bits:]),
+            response.ready.eq(1),
+            fold.settings.eq(load),
+            raw.w_data.eq(response.payload), raw.w_en.eq(response.valid & load.fold),
+            fold.line.valid.eq(raw.r_rdy), fold.line.payload.eq(raw.r_data),
+            raw.r_en.eq(fold.line.ready | ~fold.busy),       # lines after the last row are dropped
+            fold.packed.ready.eq(1),
+        ]
+
+        # Bank accounting. `lead` is the number of loads begun minus the number of advances: 0 = the latest
+        # load is current, 1 = it runs ahead of the current one, below 0 = the current one has not begun.
+        lead, fresh = Signal(signed(5)), Signal(init=1)
+        current, target = Signal(init=1), Signal()
+        begin = Signal()
+        m.d.sync += lead.eq(lead + begin - self.advance)
+        with m.If(self.advance):
+            m.d.sync += [current.eq(~current), fresh.eq(0)]
+
+        # Loading.
+        level = Signal(range(config.buffer_lines + 1))       # lines written by the latest load
+        outstanding = Signal(16)                             # lines requested and not yet written or folded
+        requested = Signal()                                 # all of them
+        arrived = Signal()
+        m.d.comb += [
+            arrived.eq(Mux(load.fold, raw.r_rdy & raw.r_en, response.valid)),
+            write.en.eq(Mux(load.fold, fold.packed.valid, response.valid)),
+            write.data.eq(Mux(load.fold, fold.packed.payload, response.payload)),
+            write.addr.eq(Cat(level[:index_bits], target)),
+        ]
+        m.d.sync += outstanding.eq(outstanding + (request.valid & request.ready) - arrived)
+        with m.If(begin):
+            m.d.sync += [level.eq(0), requested.eq(0)]
+        with m.Elif(write.en & (level != config.buffer_lines)):
+            m.d.sync += level.eq(level + 1)
+        with m.FSM():
+            with m.State("IDLE"):
+                with m.If(self.command.valid & ~load.enable):
+                    m.d.comb += self.command.ready.eq(1)
+                with m.Elif(self.command.valid & (lead <= fresh)):
+                    m.d.comb += [begin.eq(1), nest.load.eq(1), fold.start.eq(load.fold)]
+                    m.next = "LOAD"
+                with m.Else():
+                    m.d.comb += self.stalled_out.eq(self.command.valid)
+            with m.State("LOAD"):
+                m.d.comb += [
+                    self.busy.eq(1), self.stalled_in.eq((outstanding != 0) & ~response.valid & ~raw.r_rdy),
+                    request.valid.eq(~requested & ~(load.fold & (outstanding == FOLD_LINES))),
+                    nest.step.eq(request.valid & request.ready),
+                ]
+                with m.If(request.valid & request.ready & nest.last):
+                    m.d.sync += requested.eq(1)
+                with m.If(requested & (outstanding == 0) & ~fold.busy):
+                    m.d.comb += self.command.ready.eq(1)
+                    m.d.sync += target.eq(~target)
+                    m.next = "IDLE"
+
+        # Serving.
+        slices = config.line_bytes // self.lanes
+        slice_bits = (slices - 1).bit_length()
+        line = self.address[slice_bits:][:index_bits]
+        m.d.comb += [
+            self.available.eq(~fresh & ((lead > 0) | ((lead == 0) & ((line < level) | ~self.busy)))),
+            read.addr.eq(Cat(line, current)), read.en.eq(self.read),
+        ]
+        choice, fetched = Signal(slice_bits), Signal()
+        m.d.sync += [choice.eq(self.address[:slice_bits]), fetched.eq(self.read)]
+        with m.If(fetched):
+            m.d.sync += self.data.eq(Array(read.data.word_select(k, 8 * self.lanes)
+                                           for k in range(slices))[choice])
+        return m

@@ -1,0 +1,107 @@
+"""Finished products on their way to memory, with their largest magnitude."""
+
+from __future__ import annotations
+
+from amaranth.hdl import Cat, Module, Signal
+from amaranth.lib import data, stream, wiring
+from amaranth.lib.wiring import In, Out
+
+from .config import CoreConfig
+from .descriptor import STORE
+from .interfaces import ADDRESS_BITS, WriteClient
+from .loop_nest import LoopNest
+from .range_detector import RangeDetector, range_result
+
+__all__ = ["store_command", "range_result", "Store"]
+
+store_command = data.StructLayout({"enable": 1, "store": STORE.layout})
+
+
+class Store(wiring.Component):
+    """Writes the result vectors of product blocks to memory (docs/core.md, descriptor section ``store``).
+
+    For each iteration of loops 0 to 3 the next ``run`` result vectors go to consecutive lines. Where
+    columns < vector, the address's offset in the line selects which ``4 * columns`` bytes of it are written.
+
+    Attributes
+    ----------
+    command : In stream of store_command. enable = 0: done at once, without results or range.
+    result : In stream of ``columns`` int32, lane 0 lowest.
+    memory : Out(WriteClient). ``idle`` must be low from the cycle after a line was handed over until it is
+        acknowledged.
+    range : Out(range_result)  valid for one cycle per enabled command, before or together with its ``done``.
+    done : Out(1)  one cycle per command, in order: all lines acknowledged, range delivered.
+    busy, stalled_in, stalled_out : Out(1)  for counters: an enabled command is in progress; it waits for a
+        result; it waits for memory to take or acknowledge lines.
+
+    One vector per cycle. Between two enabled commands lie the memory's write latency and two cycles, at least
+    ``RangeDetector.latency`` + 1: results wait in the accumulator's FIFO meanwhile.
+    """
+
+    def __init__(self, config: CoreConfig):
+        self.config = config
+        super().__init__({
+            "command": In(stream.Signature(store_command)),
+            "result": In(stream.Signature(config.columns * 32)),
+            "memory": Out(WriteClient(config)),
+            "range": Out(range_result), "done": Out(1),
+            "busy": Out(1), "stalled_in": Out(1), "stalled_out": Out(1),
+        })
+
+    def elaborate(self, platform):
+        m = Module()
+        config, store = self.config, self.command.payload.store
+        m.submodules.nest = nest = LoopNest(5, {"address": ADDRESS_BITS})
+        m.submodules.detector = detector = RangeDetector(config.columns)
+        for k in range(4):
+            m.d.comb += [nest.count[k].eq(store[f"count{k}"]), nest.stride_address[k].eq(store[f"stride{k}"])]
+        m.d.comb += [nest.count[4].eq(store.run), nest.stride_address[4].eq(config.line_bytes),
+                     nest.start_address.eq(store.address)]
+
+        line = self.memory.line
+        parts = config.vector // config.columns      # result vectors in a line
+        part_bits = (4 * config.columns - 1).bit_length()
+        line_bits = (config.line_bytes - 1).bit_length()
+        part = nest.value_address[part_bits:line_bits]
+        m.d.comb += [
+            line.payload.address.eq(nest.value_address[line_bits:]),
+            line.payload.data.eq(self.result.payload.replicate(parts)),
+            line.payload.strobe.eq(Cat((part == k).replicate(4 * config.columns) for k in range(parts))),
+            detector.clear.eq(detector.valid & nest.at_first.all()),
+            detector.last.eq(detector.valid & nest.last),
+            self.range.valid.eq(detector.complete),
+            self.range.register.eq(store.range_register),
+            self.range.clear.eq(store.range_clear),
+            self.range.value.eq(detector.value),
+        ]
+        for k in range(config.columns):
+            m.d.comb += detector.lanes[k].eq(self.result.payload.word_select(k, 32).as_signed())
+
+        ranged = Signal()       # the command's range was delivered in an earlier cycle
+        with m.FSM():
+            with m.State("IDLE"):
+                m.d.sync += ranged.eq(0)
+                with m.If(self.command.valid):
+                    with m.If(self.command.payload.enable):
+                        m.d.comb += nest.load.eq(1)
+                        m.next = "SEND"
+                    with m.Else():
+                        m.d.comb += [self.command.ready.eq(1), self.done.eq(1)]
+            with m.State("SEND"):
+                m.d.comb += [
+                    line.valid.eq(self.result.valid), self.result.ready.eq(line.ready),
+                    detector.valid.eq(line.valid & line.ready), nest.step.eq(line.valid & line.ready),
+                    self.busy.eq(1),
+                    self.stalled_in.eq(~self.result.valid),
+                    self.stalled_out.eq(self.result.valid & ~line.ready),
+                ]
+                with m.If(line.valid & line.ready & nest.last):
+                    m.next = "ACKNOWLEDGE"
+            with m.State("ACKNOWLEDGE"):
+                m.d.comb += [self.busy.eq(1), self.stalled_out.eq(~self.memory.idle)]
+                with m.If(detector.complete):
+                    m.d.sync += ranged.eq(1)
+                with m.If(self.memory.idle & (detector.complete | ranged)):
+                    m.d.comb += [self.command.ready.eq(1), self.done.eq(1)]
+                    m.next = "IDLE"
+        return m

@@ -1,0 +1,169 @@
+"""Weight ring: fetches weight tiles ahead of use and shifts them into the array."""
+
+from __future__ import annotations
+
+from amaranth.hdl import Array, Cat, Module, Mux, Signal
+from amaranth.lib import data, stream, wiring
+from amaranth.lib.fifo import SyncFIFO
+from amaranth.lib.memory import Memory
+from amaranth.lib.wiring import In, Out
+
+from .config import CoreConfig
+from .descriptor import WEIGHTS, Mode
+from .feeder import FEED_LATENCY
+from .interfaces import ADDRESS_BITS, ReadClient
+from .loop_nest import LoopNest
+
+__all__ = ["weight_command", "WeightRing"]
+
+# tiles: counts of the four tile loops, 0 is the outermost.
+weight_command = data.StructLayout({"mode": Mode, "tiles": data.ArrayLayout(16, 4),
+                                    "weights": WEIGHTS.layout})
+
+
+class WeightRing(wiring.Component):
+    """Prefetches the weight tiles of product blocks, across blocks, and shifts them into the shadow chain.
+
+    A tile is n rows of ``vector`` bytes, n = columns (FORWARD) or rows (ERROR): n / 4 consecutive lines.
+    Its first row lies at the tile's address without the offset in a vector; the offset selects the slice
+    of ``rows`` (FORWARD) or ``columns`` (ERROR) bytes taken from each row. Rows leave in descending
+    order, the last row first.
+
+    Parameters
+    ----------
+    config : core configuration.
+    feed_latency : cycles from ``take`` to the tile's boundary at the array, 2 to 4.
+
+    Attributes
+    ----------
+    command : In stream of weight_command; released when its last line is requested. GRADIENT has no tiles
+        and is taken at once.
+    memory : Out(ReadClient), always ready for responses: every requested line has its place in the ring.
+    enable : In(1)  the next tile may begin to shift: the array is, or is going to stay, in its mode.
+    shift, vector : to the array, registered. A slice fills the low lanes; the others are not specified.
+    ready : Out(1)  a tile is in place for a boundary ``feed_latency`` cycles from now.
+    take : In(1)  only while ready: its boundary reaches the array ``feed_latency`` cycles later.
+    busy, stalled_in, stalled_out : Out(1)  for counters: tiles are known that were not taken; the next
+        one could shift but has not arrived; one is ready and not taken.
+
+    Timing, with ``take`` in cycle 0: the boundary is at the array in cycle L = feed_latency; the next
+    tile's n vectors at the earliest in cycles L + n - 1 to L + 2n - 2 (the array's contract,
+    docs/core.md); its ``ready`` rises in cycle 2n - 1, so that its boundary may follow its last vector at
+    once. Requests: one per cycle and two idle cycles per command.
+    """
+
+    def __init__(self, config: CoreConfig, *, feed_latency: int = FEED_LATENCY):
+        if not 2 <= feed_latency <= 4:
+            raise ValueError(f"feed_latency must be 2 to 4 cycles, not {feed_latency}")
+        self.config = config
+        self.feed_latency = feed_latency
+        super().__init__({
+            "command": In(stream.Signature(weight_command)),
+            "memory": Out(ReadClient(config)),
+            "enable": In(1), "shift": Out(1), "vector": Out(8 * config.vector),
+            "ready": Out(1), "take": In(1),
+            "busy": Out(1), "stalled_in": Out(1), "stalled_out": Out(1),
+        })
+
+    def elaborate(self, platform):
+        m = Module()
+        config, command = self.config, self.command.payload
+        request, response = self.memory.request, self.memory.response
+        narrow = min(config.rows, config.columns)
+        narrow_bits, vector_bits = (narrow - 1).bit_length(), (config.vector - 1).bit_length()
+        parts = config.vector // narrow
+        ring_bits = (config.weight_lines - 1).bit_length()
+        m.submodules.nest = nest = LoopNest(5, {"address": ADDRESS_BITS})
+        m.submodules.ram = ram = Memory(shape=config.line_bits, depth=config.weight_lines, init=[])
+        write, read = ram.write_port(), ram.read_port()
+        # One record per requested tile that was not shifted; the ring never holds more tiles than this.
+        record_layout = data.StructLayout({"forward": 1, "part": vector_bits - narrow_bits})
+        m.submodules.records = records = SyncFIFO(width=record_layout.size,
+                                                  depth=config.weight_lines // (narrow // 4))
+
+        def per_mode(forward, value):
+            """`value(n)` of a tile with n rows."""
+            return Mux(forward, value(config.columns), value(config.rows))
+
+        # Ring pointers have one bit more than the index: requested - freed lines are reserved.
+        pointer = ring_bits + 1
+        requested, written, freed = Signal(pointer), Signal(pointer), Signal(pointer)
+        reserved, present = Signal(pointer), Signal(pointer)
+        m.d.comb += [reserved.eq(requested - freed), present.eq(written - freed)]
+
+        # Requests.
+        wanted = Signal(record_layout)
+        m.d.comb += [
+            nest.start_address.eq(command.weights.address),
+            *(nest.count[k].eq(command.tiles[k]) for k in range(4)),
+            *(nest.stride_address[k].eq(command.weights[f"stride{k}"]) for k in range(4)),
+            nest.count[4].eq(per_mode(command.mode == Mode.FORWARD, lambda n: n // 4)),
+            nest.stride_address[4].eq(config.line_bytes),
+            request.payload.eq(nest.value_address[vector_bits + 2:]),
+            wanted.forward.eq(command.mode == Mode.FORWARD),
+            wanted.part.eq(nest.value_address[narrow_bits:vector_bits]),
+            records.w_data.eq(wanted),
+            records.w_en.eq(request.valid & request.ready & nest.at_last[4]),
+        ]
+        with m.FSM() as fsm:
+            with m.State("IDLE"):
+                with m.If(self.command.valid):
+                    with m.If(command.mode == Mode.GRADIENT):
+                        m.d.comb += self.command.ready.eq(1)
+                    with m.Else():
+                        m.d.comb += nest.load.eq(1)
+                        m.next = "REQUEST"
+            with m.State("REQUEST"):
+                m.d.comb += request.valid.eq(~reserved[-1])
+                with m.If(request.valid & request.ready):
+                    m.d.comb += nest.step.eq(1)
+                    m.d.sync += requested.eq(requested + 1)
+                    with m.If(nest.last):
+                        m.d.comb += self.command.ready.eq(1)
+                        m.next = "IDLE"
+        m.d.comb += [response.ready.eq(1), write.en.eq(response.valid), write.data.eq(response.payload),
+                     write.addr.eq(written)]
+        with m.If(response.valid):
+            m.d.sync += written.eq(written + 1)
+
+        # Shifting: `left` counts the rows still to read, `pause` the cycles until the array permits a tile.
+        record = data.View(record_layout, records.r_data)
+        rows = Signal(range(config.vector + 1))
+        lines, part = Signal(range(config.vector // 4 + 1)), Signal.like(record.part)
+        left, pause = Signal(range(config.vector + 1)), Signal(range(config.vector + self.feed_latency - 4))
+        fetching, free, start = Signal(), Signal(), Signal()
+        row = Signal(range(config.vector))
+        m.d.comb += [
+            fetching.eq(records.r_rdy | fsm.ongoing("REQUEST")),
+            free.eq((left == 0) & (pause == 0) & ~self.ready),
+            start.eq(free & self.enable & records.r_rdy
+                     & (present >= per_mode(record.forward, lambda n: n // 4))),
+            records.r_en.eq(start),
+            row.eq(left - 1), read.addr.eq(freed + row[2:]), read.en.eq(left != 0),
+            self.busy.eq(fetching | (left != 0) | self.ready),
+            self.stalled_in.eq(fetching & free & self.enable & ~start),
+            self.stalled_out.eq(self.ready & ~self.take),
+        ]
+        with m.If(start):
+            m.d.sync += [part.eq(record.part), rows.eq(per_mode(record.forward, lambda n: n)),
+                         left.eq(per_mode(record.forward, lambda n: n)),
+                         lines.eq(per_mode(record.forward, lambda n: n // 4))]
+        with m.Elif(left != 0):
+            m.d.sync += left.eq(left - 1)
+            with m.If(left == 1):
+                m.d.sync += freed.eq(freed + lines)
+        # From a row's read to its arrival at the array pass two cycles; those after `take` count for it.
+        with m.If(left == self.feed_latency - 1):
+            m.d.sync += self.ready.eq(1)
+        with m.Elif(self.take):
+            m.d.sync += [self.ready.eq(0), pause.eq(rows + self.feed_latency - 5)]
+        with m.Elif(pause != 0):
+            m.d.sync += pause.eq(pause - 1)
+
+        choice, fetched = Signal(2 + vector_bits - narrow_bits), Signal()
+        m.d.sync += [choice.eq(Cat(part, row[:2])), fetched.eq(left != 0), self.shift.eq(fetched)]
+        with m.If(fetched):
+            vectors = [read.data.word_select(k, 8 * config.vector) for k in range(4)]
+            m.d.sync += self.vector.eq(Array(vector[8 * narrow * k:] for vector in vectors
+                                             for k in range(parts))[choice])
+        return m
