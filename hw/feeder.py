@@ -49,7 +49,6 @@ class Feeder(wiring.Component):
     Parameters
     ----------
     config : core configuration.
-    drain_cycles : cycles after the last vector until the array and its results have settled, before a mode change.
 
     Attributes
     ----------
@@ -59,13 +58,12 @@ class Feeder(wiring.Component):
         current block may shift into the shadow registers.
     next_same_mode : the next block is known and runs in the mode of this one, so its first tile may be shifted early.
     room, reserve : accounting of the result FIFO.
-    mode, left, top, boundary, control : to the array.
+    mode, left, top, boundary, control : to the array. array_empty : its mode may change.
     activity : :class:`Activity` of this cycle. done : one pulse per block.
     """
 
-    def __init__(self, config: CoreConfig, *, drain_cycles: int):
+    def __init__(self, config: CoreConfig):
         self.config = config
-        self.drain_cycles = drain_cycles
         rows, columns = config.rows, config.columns
         super().__init__({
             "command": In(stream.Signature(feed_command())),
@@ -76,6 +74,7 @@ class Feeder(wiring.Component):
             "weights_ready": In(1), "weights_take": Out(1), "weights_enable": Out(1),
             "next_same_mode": In(1),
             "room": In(range(config.result_entries + 1)), "reserve": Out(1),
+            "array_empty": In(1),
             "mode": Out(Mode), "left": Out(8 * rows), "top": Out(8 * columns), "boundary": Out(1),
             "control": Out(result_control(config)),
             "activity": Out(Activity), "done": Out(1),
@@ -137,12 +136,10 @@ class Feeder(wiring.Component):
         m.d.comb += close_ok.eq((spacing == 0)
                                 & (~(pending.valid & pending.final) | (self.room >= config.rows)))
 
-        drain = Signal(range(self.drain_cycles + 1))
         fire, boundary = Signal(), Signal()
-        with m.If(fire | boundary | unloading.valid):
-            m.d.sync += drain.eq(self.drain_cycles)
-        with m.Elif(drain != 0):
-            m.d.sync += drain.eq(drain - 1)
+        on_the_way = Signal(FEED_LATENCY)    # issued, not yet seen by the array
+        m.d.sync += on_the_way.eq(Cat(fire | boundary | unloading.valid, on_the_way))
+        settled = ~on_the_way.any() & ~unloading.valid & self.array_empty
 
         # The last tile is under way: the shadow registers may take a tile of the next block only in the same mode.
         last_tile = Signal()
@@ -150,7 +147,7 @@ class Feeder(wiring.Component):
         with m.FSM():
             with m.State("IDLE"):
                 with m.If(self.command.valid):
-                    with m.If((feed.mode != mode) & ((drain != 0) | unloading.valid)):
+                    with m.If((feed.mode != mode) & ~settled):
                         m.d.comb += self.activity.eq(Activity.DRAIN)
                     with m.Else():
                         m.d.comb += [

@@ -60,7 +60,7 @@ class ProductEngine(wiring.Component):
     fed, stored : Out(16) blocks of this iteration whose last vector was issued / whose results are in memory.
     idle : Out(1) everything issued is complete.
     overflow : Out(1) pulse, an int32 sum wrapped.
-    descriptor, loading : Out(32) byte addresses of the block being fed and of the block being loaded.
+    descriptor, loading, storing : Out(32) byte addresses of the blocks being fed, loaded and stored.
     activity, tag : what the array did this cycle, for which layer and pass.
     """
 
@@ -73,6 +73,7 @@ class ProductEngine(wiring.Component):
             "read_weights": Out(ReadClient(config)), "write": Out(WriteClient(config)),
             "range": Out(range_result), "fed": Out(16), "stored": Out(16), "idle": Out(1), "overflow": Out(1),
             "descriptor": Out(ADDRESS_BITS), "loading": Out(ADDRESS_BITS),
+            "storing": Out(ADDRESS_BITS),
             "activity": Out(Activity), "tag": Out(16),
         })
 
@@ -86,7 +87,7 @@ class ProductEngine(wiring.Component):
         m.submodules.array = array = SystolicArray(config, result_control(config))
         m.submodules.accumulator = accumulator = Accumulator(config)
         m.submodules.store = store = Store(config)
-        m.submodules.feeder = feeder = Feeder(config, drain_cycles=array.drain_cycles + config.columns + 8)
+        m.submodules.feeder = feeder = Feeder(config)
 
         connect(m, flipped(self.words), decode.words)
         m.d.comb += decode.address.eq(self.address)
@@ -127,6 +128,8 @@ class ProductEngine(wiring.Component):
         m.d.sync += taken.eq(Mux(decode.release, 0, taken | Cat(takes)))
         with m.If(takes[0]):
             m.d.sync += self.loading.eq(decode.held_address)
+        with m.If(takes[-1]):
+            m.d.sync += self.storing.eq(decode.held_address)
 
         connect(m, registers["load_a"].o, buffer_a.command)
         connect(m, registers["load_b"].o, buffer_b.command)
@@ -148,7 +151,7 @@ class ProductEngine(wiring.Component):
             weights.enable.eq(feeder.weights_enable), weights.take.eq(feeder.weights_take),
             feeder.weights_ready.eq(weights.ready),
 
-            array.mode.eq(feeder.mode), array.left.eq(feeder.left), array.boundary.eq(feeder.boundary),
+            feeder.array_empty.eq(array.empty), array.mode.eq(feeder.mode), array.left.eq(feeder.left), array.boundary.eq(feeder.boundary),
             array.top.eq(Mux(feeder.mode == Mode.GRADIENT, feeder.top, weights.vector)),
             array.left_weight.eq(weights.vector), array.shift.eq(weights.shift),
             array.control_in.eq(feeder.control),

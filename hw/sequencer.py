@@ -60,7 +60,7 @@ class DescriptorRegister(wiring.Component):
                 m.d.sync += [self.valid.eq(self.words.p.legal), self.held_address.eq(self.address)]
         with m.If(self.release):
             m.d.sync += self.valid.eq(0)
-        for label in self.sections:
+        for label, (opcode, _) in self.sections.items():
             for (owner, name), (word, bit, field) in offsets(opcode).items():
                 if owner == label:
                     m.d.comb += getattr(self, label)[name].eq(words[word][bit:bit + field.bits])
@@ -82,7 +82,7 @@ class Sequencer(wiring.Component):
     product, vector : word streams to the engines; `address` is the byte address of the descriptor being issued.
     engines_idle : In(1) everything issued is complete.
     iteration : Out(1) pulse: a new iteration begins, completion counts restart at zero.
-    halt : In(1) stop issuing (an error elsewhere).
+    step_done : Out(1) pulse: an iteration has ended.
     running : Out(1). finished : Out(1) pulse at END. illegal : Out(1) pulse, with `address` naming the descriptor.
     """
 
@@ -93,7 +93,7 @@ class Sequencer(wiring.Component):
             "memory": Out(ReadClient(config)),
             "product": Out(stream.Signature(descriptor_word)), "vector": Out(stream.Signature(descriptor_word)),
             "address": Out(ADDRESS_BITS),
-            "engines_idle": In(1), "iteration": Out(1), "halt": In(1),
+            "engines_idle": In(1), "iteration": Out(1), "step_done": Out(1),
             "running": Out(1), "finished": Out(1), "illegal": Out(1),
         })
 
@@ -169,9 +169,7 @@ class Sequencer(wiring.Component):
                     m.d.comb += self.iteration.eq(1)
                     m.next = "HEADER"
             with m.State("HEADER"):
-                with m.If(self.halt):
-                    m.next = "HALT"
-                with m.Elif(response.valid):
+                with m.If(response.valid):
                     m.d.sync += [opcode.eq(header_field("opcode")), base_a.eq(header_field("base_a")),
                                  base_b.eq(header_field("base_b")), legal.eq(1)]
                     with m.If(header_field("opcode") == Opcode.END):
@@ -190,17 +188,13 @@ class Sequencer(wiring.Component):
                     m.d.comb += [port.valid.eq(response.valid), consume.eq(port.valid & port.ready)]
                     with m.If(violation & response.valid):
                         m.d.sync += legal.eq(0)
-                    with m.If(self.halt):
-                        m.next = "HALT"
-                    with m.Elif(consume & port.p.last):
+                    with m.If(consume & port.p.last):
                         m.next = "SKIP"
                         with m.If(~port.p.legal):
                             m.next = "ILLEGAL"
             with m.State("SKIP"):            # the unused tail of the descriptor
                 m.d.comb += consume.eq(response.valid)
-                with m.If(self.halt):
-                    m.next = "HALT"
-                with m.Elif(index == 0):
+                with m.If(index == 0):
                     m.d.comb += consume.eq(0)
                     m.d.sync += self.address.eq(self.address + DESCRIPTOR_BYTES)
                     m.next = "HEADER"
@@ -217,17 +211,13 @@ class Sequencer(wiring.Component):
                     for k in range(1, BASES):
                         with m.If(index == table["loop", f"increment{k}"][0]):
                             m.d.sync += bases[k].eq(bases[k] + word)
-                with m.If(self.halt):
-                    m.next = "HALT"
-                with m.Elif(consume & (index == last_index)):
+                with m.If(consume & (index == last_index)):
                     m.next = "BARRIER"
                     with m.If(~(legal & ~violation)):
                         m.next = "ILLEGAL"
             with m.State("BARRIER"):
-                with m.If(self.halt):
-                    m.next = "HALT"
-                with m.Elif(self.engines_idle):
-                    m.d.comb += self.iteration.eq(1)
+                with m.If(self.engines_idle):
+                    m.d.comb += [self.iteration.eq(1), self.step_done.eq(1)]
                     m.d.sync += iteration.eq(iteration + 1)
                     with m.If(iteration + 1 < count):
                         m.d.sync += fetching.eq(0)
@@ -242,9 +232,7 @@ class Sequencer(wiring.Component):
                     m.d.sync += fetching.eq(1)
                     m.next = "HEADER"
             with m.State("END"):
-                with m.If(self.halt):
-                    m.next = "HALT"
-                with m.Elif(self.engines_idle):
+                with m.If(self.engines_idle):
                     m.d.sync += fetching.eq(0)
                     m.next = "STOP"
             with m.State("STOP"):

@@ -1,0 +1,228 @@
+"""The core: registers, sequencer, product and vector engines, memory port."""
+
+from __future__ import annotations
+
+import enum
+
+from amaranth.hdl import Module, Mux, ResetInserter, Signal
+from amaranth.lib import stream, wiring
+from amaranth.lib.wiring import In, Out, connect, flipped
+
+from .axi import Axi4Lite, Axi4Master, connect_flat, flat_members
+from .config import CoreConfig
+from .counters import Counters
+from .descriptor import Opcode
+from .errors import ErrorCode, ErrorLatch
+from .feeder import Activity
+from .interfaces import ADDRESS_BITS, ReadClient, WriteClient
+from .product import ProductEngine, StreamRegister, reached
+from .range_detector import range_result
+from .read_port import ReadPort
+from .registers import Registers
+from .sequencer import DescriptorRegister, Sequencer, descriptor_word
+from .vector import VectorEngine
+from .write_port import WritePort
+
+__all__ = ["Core", "VectorActivity", "VectorQueue", "READERS", "WRITERS", "COUNTERS"]
+
+class VectorActivity(enum.IntEnum):
+    """What the vector engine does in a cycle."""
+    IDLE = 0          # no descriptor
+    BUSY = 1
+    SOURCE = 2        # waits for data from memory
+    TARGET = 3        # waits for memory to take or acknowledge data
+    DEPENDENCY = 4    # waits for the product engine
+
+
+#: Read clients and the lines of their response FIFOs (0: the client always has room). A vector of int32 is a line, so
+#: source 0 must cover the memory's latency at one line a cycle; the others are int8 or int16.
+READERS = {"program": 16, "load_a": 0, "load_b": 0, "weights": 0, "source0": 192, "source1": 96, "source2": 48}
+WRITERS = ("store", "target0", "target1")
+
+#: Counters in the order of COUNTER_SELECT. The product engine is in exactly one of its states each cycle, and so is
+#: the vector engine.
+COUNTERS = (*(f"product_{activity.name.lower()}" for activity in Activity),
+            *(f"vector_{activity.name.lower()}" for activity in VectorActivity),
+            "beats_read", "beats_written")
+
+
+class VectorQueue(wiring.Component):
+    """Vector engine with its descriptor decoder, dependencies and completion count.
+
+    Attributes
+    ----------
+    words, address : descriptors from the sequencer. iteration : In(1) restarts the completion count.
+    fed, stored : In(16) progress of the product engine.
+    completed : Out(16) descriptors of this iteration whose writes are acknowledged. idle : Out(1).
+    descriptor : Out(32) byte address of the descriptor at work. tag : Out(16) its layer and pass.
+    waiting : Out(1) a descriptor waits for the product engine.
+    """
+
+    def __init__(self, config: CoreConfig):
+        self.config = config
+        super().__init__({
+            "words": In(stream.Signature(descriptor_word)), "address": In(ADDRESS_BITS),
+            "iteration": In(1), "fed": In(16), "stored": In(16), "completed": Out(16), "idle": Out(1),
+            "source0": Out(ReadClient(config)), "source1": Out(ReadClient(config)), "source2": Out(ReadClient(config)),
+            "target0": Out(WriteClient(config)), "target1": Out(WriteClient(config)),
+            "range": In(range_result), "step": In(32),
+            "busy": Out(1), "stalled_in": Out(1), "stalled_out": Out(1), "unused": Out(1), "waiting": Out(1),
+            "exponent_saturated": Out(1), "illegal": Out(1),
+            "descriptor": Out(ADDRESS_BITS), "tag": Out(16),
+        })
+
+    def elaborate(self, platform):
+        m = Module()
+        m.submodules.decode = decode = DescriptorRegister(Opcode.VECTOR, Opcode.SCALAR)
+        m.submodules.engine = engine = VectorEngine(self.config)
+        m.submodules.vector_command = vector = StreamRegister(engine.vector.p.shape())
+        m.submodules.scalar_command = scalar = StreamRegister(engine.scalar.p.shape())
+        connect(m, flipped(self.words), decode.words)
+        connect(m, vector.o, engine.vector)
+        connect(m, scalar.o, engine.scalar)
+        for name in ("source0", "source1", "source2", "target0", "target1"):
+            connect(m, flipped(getattr(self, name)), getattr(engine, name))
+        is_scalar = decode.header.opcode == Opcode.SCALAR
+        free = vector.i.ready & scalar.i.ready
+        runnable = Signal()
+        m.d.comb += [
+            decode.address.eq(self.address),
+            runnable.eq(decode.valid & reached(self.fed, decode.header.wait_product)
+                        & reached(self.stored, decode.header.wait_product)
+                        & reached(self.completed, decode.header.wait_vector)),
+            vector.i.valid.eq(runnable & free & ~is_scalar), vector.i.p.eq(decode.vector),
+            scalar.i.valid.eq(runnable & free & is_scalar), scalar.i.p.eq(decode.scalar),
+            decode.release.eq(runnable & free),
+            engine.range.eq(self.range), engine.step.eq(self.step),
+            self.busy.eq(engine.busy), self.stalled_in.eq(engine.stalled_in),
+            self.stalled_out.eq(engine.stalled_out), self.unused.eq(engine.idle),
+            self.exponent_saturated.eq(engine.exponent_saturated), self.illegal.eq(engine.illegal),
+            self.waiting.eq(decode.valid & ~runnable),
+        ]
+        with m.If(decode.release):
+            m.d.sync += [self.descriptor.eq(decode.held_address), self.tag.eq(decode.header.tag)]
+        issued = Signal(16)
+        m.d.sync += [self.completed.eq(self.completed + engine.done), issued.eq(issued + decode.release)]
+        with m.If(self.iteration):
+            m.d.sync += [self.completed.eq(0), issued.eq(0)]
+        m.d.comb += self.idle.eq(~decode.valid & (issued == self.completed))
+        return m
+
+
+class Core(wiring.Component):
+    """Top level (architecture section 3): one clock, synchronous reset, flat AXI ports, interrupt.
+
+    An error stops the core at once: engines are reset, memory transactions end, then the interrupt is raised with the
+    error's code, address and descriptor. An illegal descriptor stops it only after all earlier ones are complete.
+
+    ``trace_*`` outputs say in every cycle what the two engines do and for which layer and pass (the descriptor's
+    tag); a simulator can count them, a chip leaves them open.
+    """
+
+    def __init__(self, config: CoreConfig):
+        self.config = config
+        super().__init__({
+            **flat_members("s_axi", Axi4Lite().flip()), **flat_members("m_axi", Axi4Master(config)),
+            "irq": Out(1),
+            "trace_product": Out(Activity), "trace_product_tag": Out(16),
+            "trace_vector": Out(VectorActivity), "trace_vector_tag": Out(16),
+        })
+
+    def elaborate(self, platform):
+        m = Module()
+        config = self.config
+        engine_reset = Signal()
+
+        def engine(unit):
+            return ResetInserter(engine_reset)(unit)
+
+        registers = Registers(config, len(COUNTERS))
+        sequencer, product, vector = Sequencer(config), ProductEngine(config), VectorQueue(config)
+        reads, writes = ReadPort(config, list(READERS.values())), WritePort(config, len(WRITERS))
+        errors, counters = ErrorLatch(6), Counters(COUNTERS)
+        m.submodules.registers = registers
+        m.submodules.sequencer = engine(sequencer)
+        m.submodules.product = engine(product)
+        m.submodules.vector = engine(vector)
+        m.submodules.reads, m.submodules.writes = reads, writes
+        m.submodules.errors, m.submodules.counters = errors, counters
+        connect_flat(m, self, "s_axi", registers.bus)
+        connect_flat(m, self, "m_axi", reads.axi)
+        connect_flat(m, self, "m_axi", writes.axi)
+
+        clients = {"program": sequencer.memory, "load_a": product.read_a, "load_b": product.read_b,
+                   "weights": product.read_weights, "source0": vector.source0, "source1": vector.source1,
+                   "source2": vector.source2}
+        for port, name in zip(reads.clients, READERS, strict=True):
+            connect(m, clients[name], port)
+        clients = {"store": product.write, "target0": vector.target0, "target1": vector.target1}
+        for port, name in zip(writes.clients, WRITERS, strict=True):
+            connect(m, clients[name], port)
+        connect(m, sequencer.product, product.words)
+        connect(m, sequencer.vector, vector.words)
+
+        soft_reset = registers.soft_reset
+        m.d.comb += [
+            engine_reset.eq(soft_reset | errors.error),
+            sequencer.start.eq(registers.start), sequencer.program.eq(registers.program),
+            sequencer.limit.eq(registers.window_limit),
+            sequencer.engines_idle.eq(product.idle & vector.idle),
+            registers.step_advance.eq(sequencer.step_done), registers.done.eq(sequencer.finished),
+            product.address.eq(sequencer.address), product.iteration.eq(sequencer.iteration),
+            product.vector_completed.eq(vector.completed),
+            vector.address.eq(sequencer.address), vector.iteration.eq(sequencer.iteration),
+            vector.fed.eq(product.fed), vector.stored.eq(product.stored), vector.step.eq(registers.step),
+            vector.range.eq(product.range),
+            self.irq.eq(registers.interrupt),
+        ]
+        for port in (reads, writes):
+            m.d.comb += [port.window_base.eq(registers.window_base), port.window_limit.eq(registers.window_limit),
+                         port.reset.eq(engine_reset), port.clear.eq(soft_reset)]
+
+        # The first error, and the descriptor that was at work where it came from.
+        read_descriptor, write_descriptor = Signal(ADDRESS_BITS), Signal(ADDRESS_BITS)
+        with m.Switch(reads.error_client):
+            for k, name in enumerate(READERS):
+                with m.Case(k):
+                    m.d.comb += read_descriptor.eq({"program": sequencer.address, "load_a": product.loading,
+                                                    "load_b": product.loading, "weights": product.loading}
+                                                   .get(name, vector.descriptor))
+        m.d.comb += write_descriptor.eq(Mux(writes.error_client == WRITERS.index("store"), product.storing,
+                                            vector.descriptor))
+        descriptor = Signal(ADDRESS_BITS)
+        reports = (
+            (sequencer.illegal, ErrorCode.ILLEGAL_DESCRIPTOR, sequencer.address, sequencer.address),
+            (vector.illegal, ErrorCode.ILLEGAL_DESCRIPTOR, vector.descriptor, vector.descriptor),
+            (reads.error, reads.error_code, reads.error_address, read_descriptor),
+            (writes.error, writes.error_code, writes.error_address, write_descriptor),
+            (product.overflow, ErrorCode.ACCUMULATOR_OVERFLOW, 0, product.descriptor),
+            (vector.exponent_saturated, ErrorCode.EXPONENT_SATURATED, 0, vector.descriptor),
+        )
+        for source, (valid, code, address, _) in zip(errors.sources, reports, strict=True):
+            m.d.comb += [source.valid.eq(valid), source.report.code.eq(code), source.report.address.eq(address)]
+        for valid, _, _, where in reversed(reports):
+            with m.If(valid & ~errors.error):
+                m.d.sync += descriptor.eq(where)
+        m.d.comb += [
+            errors.clear.eq(soft_reset), registers.error.eq(errors.error), registers.error_code.eq(errors.code),
+            registers.error_address.eq(errors.address), registers.error_descriptor.eq(descriptor),
+            registers.idle.eq(reads.quiet & writes.quiet & ~sequencer.running),
+        ]
+
+        m.d.comb += [
+            self.trace_product.eq(product.activity), self.trace_product_tag.eq(product.tag),
+            self.trace_vector_tag.eq(vector.tag),
+            self.trace_vector.eq(Mux(vector.busy, VectorActivity.BUSY, Mux(
+                vector.stalled_in, VectorActivity.SOURCE, Mux(vector.stalled_out, VectorActivity.TARGET, Mux(
+                    vector.waiting, VectorActivity.DEPENDENCY, VectorActivity.IDLE))))),
+            counters.clear.eq(registers.start),
+            counters.beats_read.eq(self.m_axi_rvalid & self.m_axi_rready),
+            counters.beats_written.eq(self.m_axi_wvalid & self.m_axi_wready),
+        ]
+        for activity in Activity:
+            m.d.comb += getattr(counters, f"product_{activity.name.lower()}").eq(product.activity == activity)
+        for activity in VectorActivity:
+            m.d.comb += getattr(counters, f"vector_{activity.name.lower()}").eq(self.trace_vector == activity)
+        for k, count in enumerate(counters.counts):
+            m.d.comb += registers.counters[k].eq(count)
+        return m
