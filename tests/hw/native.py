@@ -98,6 +98,7 @@ def _harness(ports: dict[str, tuple[str, int]]) -> str:
     put, get = [], []     # Verilator wants the unused upper bits of a port clear
     for number, (name, (_, bits)) in enumerate(ports.items()):
         words = -(-bits // 32)
+        name = name.replace("__", "___05F")     # how Verilator writes two underscores in C++
         if bits > 64:
             clean = f" t.{name}[{words - 1}] &= {(1 << bits % 32) - 1}u;" if bits % 32 else ""
             put.append(f"case {number}: for (int k = 0; k < {words}; k++) t.{name}[k] = w[k];{clean} break;")
@@ -169,6 +170,8 @@ class Native:
     as asked for.
     """
 
+    _instance = None
+
     def __init__(self, component):
         text = verilog.convert(component, name="top", strip_internal_attrs=True)
         self.ports = _port_table(text, "top")
@@ -176,7 +179,6 @@ class Native:
         self._library = ctypes.CDLL(str(_build(text, _harness(self.ports))))
         self._library.make.restype = ctypes.c_void_p
         self._library.streams.restype = ctypes.c_int64
-        self._instance = None
         self.reset()
 
     def reset(self):

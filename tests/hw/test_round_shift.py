@@ -1,3 +1,4 @@
+# amaranth: UnusedElaboratable=no
 """RoundShift against golden.rounding: every 16-bit input with every shift and rule, and full width at random."""
 
 import numpy as np
@@ -13,8 +14,6 @@ LANES = 4
 ALL_16 = np.arange(-(1 << 15), 1 << 15)
 HIGHEST_SHIFT = {Rounding.STOCHASTIC: 32, Rounding.STOCHASTIC_16: 46, Rounding.PSEUDO_STOCHASTIC: 62,
                  Rounding.STOCHASTIC_MAGNITUDE: 62}    # where golden is defined; 63 for the others
-
-pytestmark = pytest.mark.filterwarnings("ignore:.*created but never used")
 
 
 @pytest.fixture(scope="module")
