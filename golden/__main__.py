@@ -18,9 +18,7 @@ def add_training_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--method", default="niti", help=f"arithmetic: {', '.join(METHODS)} (default niti)")
     parser.add_argument("--model", default="mlp", help=f"network: {', '.join(MODELS)} (default mlp)")
     parser.add_argument("--data", default="digits", help=f"data set: {', '.join(DATA_SETS)} (default digits)")
-    parser.add_argument(
-        "--data-dir", help="folder that holds one folder per data set (default: INTRAIN_DATA)"
-    )
+    parser.add_argument("--data-dir", help="folder that holds one folder per data set (default: INTRAIN_DATA)")
     parser.add_argument("--batch", type=int, help="images per step (default: the data set's own)")
     length = parser.add_mutually_exclusive_group()
     length.add_argument("--steps", type=int, help="stop at this absolute training step")
@@ -47,17 +45,13 @@ def main(argv: list[str] | None = None) -> int:
     commands = parser.add_subparsers(dest="command", required=True)
     command = commands.add_parser("train", help="train a network and write summary.json and digests.jsonl")
     add_training_arguments(command)
-    command.add_argument(
-        "--weight-bits", type=int, default=8, help="niti: 8, or 16 for wide masters (default 8)"
-    )
+    command.add_argument("--weight-bits", type=int, default=8, help="niti: 8, or 16 for wide masters (default 8)")
     arguments = parser.parse_args(argv)
     try:
         info = data_set(arguments.data)
         options = {"weight_bits": arguments.weight_bits} if arguments.weight_bits != 8 else {}
         batch = info.batch if arguments.batch is None else arguments.batch
-        network = build(
-            arguments.method, arguments.model, arguments.seed, data=arguments.data, batch=batch, **options
-        )
+        network = build(arguments.method, arguments.model, arguments.seed, data=arguments.data, batch=batch, **options)
         dataset = load(arguments.data, arguments.data_dir)
         summary = train(network, dataset, training_length(arguments, network.steps_per_epoch), arguments.out)
     except InputError as error:

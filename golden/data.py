@@ -153,13 +153,9 @@ def read_idx(path: Path) -> np.ndarray:
     return np.frombuffer(content, np.uint8, offset=4 + 4 * rank).reshape(shape)
 
 
-def _check(
-    info: DataSet, images: np.ndarray, labels: np.ndarray, where: Path
-) -> tuple[np.ndarray, np.ndarray]:
+def _check(info: DataSet, images: np.ndarray, labels: np.ndarray, where: Path) -> tuple[np.ndarray, np.ndarray]:
     if images.shape[1:] != info.shape:
-        raise InputError(
-            f"{where}: {info.name} images must have shape {info.shape}, found {images.shape[1:]}"
-        )
+        raise InputError(f"{where}: {info.name} images must have shape {info.shape}, found {images.shape[1:]}")
     if labels.shape != (len(images),):
         raise InputError(f"{where}: {len(images)} images but labels of shape {labels.shape}")
     return images, check_labels(labels, info.classes, where)
@@ -191,9 +187,7 @@ def _load_cifar(info: DataSet, folder: Path) -> list[np.ndarray]:
         path = _find(folder, name, ("", ".xz", ".gz"))
         content = _read(path)
         if not content or len(content) % _CIFAR_RECORD:
-            raise InputError(
-                f"{path} is truncated: {len(content)} bytes are not a multiple of {_CIFAR_RECORD}"
-            )
+            raise InputError(f"{path} is truncated: {len(content)} bytes are not a multiple of {_CIFAR_RECORD}")
         records = np.frombuffer(content, np.uint8).reshape(-1, _CIFAR_RECORD)
         pixels = records[:, 1:].reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
         batch = _check(info, np.ascontiguousarray(pixels), records[:, 0], path)

@@ -30,6 +30,7 @@ class Trace:
         self.choices: dict[str, np.ndarray] = {}
         self.masks: dict[str, np.ndarray] = {}
         self.clipped: dict[str, np.ndarray] = {}
+        self.statistics: dict[str, object] = {}
         self.optional: dict[str, np.ndarray] = {}
         self._keep = intermediates
 
@@ -102,8 +103,7 @@ class Execution:
         images = np.asarray(images)
         if images.dtype != np.uint8 or images.shape[1:] != self.description.input_shape or len(images) == 0:
             raise InputError(
-                f"images must be uint8 [n]{list(self.description.input_shape)}, "
-                f"got {images.dtype} {list(images.shape)}"
+                f"images must be uint8 [n]{list(self.description.input_shape)}, got {images.dtype} {list(images.shape)}"
             )
 
     def check_exponent(self, exponent: int) -> int:

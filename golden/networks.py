@@ -201,8 +201,7 @@ class Network:
             for source in layer.sources:
                 if source not in shapes:
                     raise InputError(
-                        f"{name} reads {source!r}, which is not an earlier layer: "
-                        f"choose from {', '.join(shapes)}"
+                        f"{name} reads {source!r}, which is not an earlier layer: choose from {', '.join(shapes)}"
                     )
             shape = shapes[layer.source]
             if isinstance(layer, Add) and shapes[layer.other] != shape:

@@ -67,9 +67,7 @@ def _ceil_log2_float(maximum: float) -> int:
     return int(exponent) - (fraction == 0.5)
 
 
-def requantize(
-    acc, exponent: int, rounding=Rounding.NEAREST, minimum_shift: int = 1
-) -> tuple[np.ndarray, int]:
+def requantize(acc, exponent: int, rounding=Rounding.NEAREST, minimum_shift: int = 1) -> tuple[np.ndarray, int]:
     """int32 sums -> (int8 mantissas, exponent), by the range of the whole tensor.
 
     `rounding` is any generator-free rule of `golden.rounding`. A positive shift below `minimum_shift` is
@@ -126,9 +124,7 @@ def update(w, g, width: int = 8) -> np.ndarray:
     return np.clip(result, -limit, limit, out=result).astype(np.int8 if width <= 8 else np.int16)
 
 
-def initial_weights(
-    seed: int, layer: int, shape: tuple[int, ...], fan_in: int, fan_out: int
-) -> tuple[np.ndarray, int]:
+def initial_weights(seed: int, layer: int, shape: tuple[int, ...], fan_in: int, fan_out: int) -> tuple[np.ndarray, int]:
     """Xavier uniform weights of parameter layer `layer` from the contract's words, as (int8, exponent)."""
     words = random.words(seed, 0, random.initial_weights_stream(layer), shape).astype(np.float64)
     w = (2 * words / 2**32 - 1) * np.sqrt(6 / (fan_in + fan_out))
@@ -146,9 +142,7 @@ class Niti(Execution):
 
     unsupported = (BatchNorm, Add, GlobalAveragePool)
 
-    def __init__(
-        self, method, description, seed, *, weight_bits: int = 8, bits: int | None = None, **options
-    ):
+    def __init__(self, method, description, seed, *, weight_bits: int = 8, bits: int | None = None, **options):
         super().__init__(method, description, seed, **options)
         if weight_bits not in (8, 16):
             raise InputError(f"weight_bits must be 8 or 16, got {weight_bits}")
@@ -197,9 +191,7 @@ class Niti(Execution):
                         else ops.linear(x.reshape(len(x), -1), w)
                     )
                     trace.intermediate(f"{layer.name}.accumulator", acc)
-                    x, exponent = requantize(
-                        acc, exponent + w_exponent, self.mode.activation, self.mode.minimum_shift
-                    )
+                    x, exponent = requantize(acc, exponent + w_exponent, self.mode.activation, self.mode.minimum_shift)
                 case Relu():
                     x = ops.relu(x)
                 case MaxPool():
@@ -232,9 +224,7 @@ class Niti(Execution):
                     record[f"{name}.gradient"] = ops.require_int32(gradient, f"{name}.gradient")
                     if layer is not first:
                         if isinstance(layer, Conv2d):
-                            acc = ops.conv2d_error(
-                                error, w, layer.input_shape[:2], layer.stride, layer.padding
-                            )
+                            acc = ops.conv2d_error(error, w, layer.input_shape[:2], layer.stride, layer.padding)
                         else:
                             acc = ops.linear_error(error, w).reshape(x.shape)
                         trace.intermediate(f"{name}.error_accumulator", acc)

@@ -78,14 +78,19 @@ def mix32(a):
             right = a << s.shift if s.direction == "<<" else a >> s.shift
             a = (left + right if s.join == "+" else left ^ right) & MASK
         return a
-    a = np.asarray(a).astype(np.uint32)
+    a = np.array(a).astype(np.uint32)
+    _mix(a)
+    return a
+
+
+def _mix(a: np.ndarray) -> None:
+    """mix32 of a uint32 array, in place."""
     right = np.empty_like(a)
     for s in MIX32:
         shift = np.left_shift if s.direction == "<<" else np.right_shift
         shift(a, np.uint32(s.shift), out=right)
         (np.add if s.first == "+" else np.bitwise_xor)(a, np.uint32(s.constant), out=a)
         (np.add if s.join == "+" else np.bitwise_xor)(a, right, out=a)
-    return a
 
 
 def key(seed: int, step: int, stream: int) -> int:
@@ -102,9 +107,19 @@ def word(seed: int, step: int, stream: int, index):
     return mix32(index * np.uint32(INDEX_MULTIPLIER) ^ np.uint32(k))
 
 
-def words(seed: int, step: int, stream: int, shape) -> np.ndarray:
-    """The words of a whole tensor in row-major order, uint32 of the given shape."""
+_BLOCK = 1 << 15  # words whose hashing stays in the cache
+
+
+def words(seed: int, step: int, stream: int, shape, first: int = 0) -> np.ndarray:
+    """The words of a whole tensor in row-major order from index `first`, uint32 of the given shape."""
     count = int(np.prod(shape, dtype=np.int64))
-    if count > 1 << 32:
-        raise ValueError(f"a stream has 2**32 words, {count} were asked for")
-    return word(seed, step, stream, np.arange(count, dtype=np.uint32)).reshape(shape)
+    if first + count > 1 << 32:
+        raise ValueError(f"a stream has 2**32 words, {first + count} were asked for")
+    result = np.arange(first, first + count, dtype=np.uint32)
+    k = np.uint32(key(seed, step, stream))
+    for start in range(0, count, _BLOCK):
+        part = result[start : start + _BLOCK]
+        part *= np.uint32(INDEX_MULTIPLIER)
+        part ^= k
+        _mix(part)
+    return result.reshape(shape)

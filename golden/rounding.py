@@ -1,8 +1,7 @@
 """Rounding of `x / 2**shift` to an integer: every rule the three methods use (contract section 3).
 
-All functions take integer arrays and return int64 arrays *before* saturation. `x` may hold up to 62 bits including
-the bits a rule adds. `Rounding` names the rules for places that choose one; its values are the codes the hardware
-uses.
+All functions take integer arrays and return int64 arrays *before* saturation. `x` may hold up to 62 bits with the
+bits a rule adds. `Rounding` names the rules where one is chosen; its values are the codes the hardware uses.
 """
 
 from __future__ import annotations

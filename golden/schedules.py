@@ -12,7 +12,9 @@ _NITI_DEFAULT = ((0, 5), (4, 4), (7, 3))
 _WAGE = {  # log2 of the rate
     "wage-vgg7": ((0, 3), (200, 0), (250, -3)),
 }
-_WAGE_DEFAULT = ((0, 1), (4, 0), (8, -1))
+_WAGE_DEFAULT = ((0, 3), (5, 1), (8, 0))
+_DFP = {}  # (mantissa, exponent) of the rate, for float too
+_DFP_DEFAULT = ((0, (205, -11)), (6, (205, -13)), (8, (205, -14)))
 
 
 def _at(schedule, epoch: int):
@@ -25,4 +27,6 @@ def learning_rate(method: str, model: str, epoch: int):
         return _at(_NITI.get(model, _NITI_DEFAULT), epoch)
     if method == "wage":
         return _at(_WAGE.get(model, _WAGE_DEFAULT), epoch)
+    if method in ("dfp", "float"):
+        return _at(_DFP.get(model, _DFP_DEFAULT), epoch)
     raise InputError(f"unknown method {method!r}")

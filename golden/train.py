@@ -12,14 +12,16 @@ from pathlib import Path
 import numpy as np
 
 from golden import data as data_module
+from golden.dfp import Dfp
 from golden.errors import InputError
 from golden.execution import Execution, Record
+from golden.float32 import Float
 from golden.networks import network as describe
 from golden.niti import Niti
 from golden.schedules import learning_rate  # noqa: F401  (part of this module's interface)
 from golden.wage import Wage
 
-METHODS: dict[str, type[Execution]] = {"niti": Niti, "niti-2020": Niti, "wage": Wage}
+METHODS: dict[str, type[Execution]] = {"niti": Niti, "niti-2020": Niti, "wage": Wage, "dfp": Dfp, "float": Float}
 
 
 def build(
@@ -102,9 +104,7 @@ def train(
                 losses += loss
                 correct += int((logits.argmax(axis=1) == labels).sum())
                 count += 1
-                digests.write(
-                    json.dumps({"step": network.step_index - 1, "weights": network.digest()}) + "\n"
-                )
+                digests.write(json.dumps({"step": network.step_index - 1, "weights": network.digest()}) + "\n")
                 progress.update(
                     f"epoch {epoch} step {network.step_index}/{steps} loss {losses / count:.4f} "
                     f"accuracy {correct / count / network.batch:.4f} "

@@ -44,9 +44,7 @@ class Widths:
             if not low <= value <= high:
                 raise InputError(f"wage {name} width must be {low}..{high} bits, got {value}")
         if self.gradient <= self.weight:
-            raise InputError(
-                f"wage masters must be wider than weights, got {self.gradient} and {self.weight} bits"
-            )
+            raise InputError(f"wage masters must be wider than weights, got {self.gradient} and {self.weight} bits")
 
 
 WIDTHS = Widths()
@@ -119,9 +117,7 @@ def update(master, step, limit: int = MASTER_LIMIT) -> np.ndarray:
     return np.clip(master.astype(np.int64) - step, -limit, limit).astype(master.dtype)
 
 
-def initial_masters(
-    seed: int, layer: int, shape: tuple[int, ...], fan_in: int, widths: Widths = WIDTHS
-) -> np.ndarray:
+def initial_masters(seed: int, layer: int, shape: tuple[int, ...], fan_in: int, widths: Widths = WIDTHS) -> np.ndarray:
     """Masters on the weight grid. Two-bit weights: a ternary digit each; wider ones: uniform +-sqrt(3 /
     fan_in).
     """
@@ -199,12 +195,9 @@ class Wage(Execution):
 
     def convert(self, images):
         self.check_images(images)
-        pixels = (
-            images
-            if self.data.scale == 255
-            else np.minimum(images.astype(np.int64) * 256 // self.data.scale, 255)
-        )
-        return convert_input(pixels), 1 - self.widths.activation
+        pixels = images if self.data.scale == 255 else np.minimum(images.astype(np.int64) * 256 // self.data.scale, 255)
+        bits = self.widths.activation
+        return saturate(half_even(convert_input(pixels), 8 - bits), bits).astype(np.int8), 1 - bits
 
     def activation_shift(self, layer) -> int:
         """The constant shift from a layer's sums to activations."""
@@ -247,7 +240,7 @@ class Wage(Execution):
             layer = block.layer
             name = layer.name
             if not block.last:
-                raw = raw * ~trace.clipped[name]
+                raw = raw.reshape(trace.clipped[name].shape) * ~trace.clipped[name]
             error, _ = quantize_error(raw, self.widths.error)
             if not block.last:
                 if block.relu:
@@ -257,9 +250,7 @@ class Wage(Execution):
             record[f"{name}.error"], record[f"{name}.error.exponent"] = error, 0
             x = trace.inputs[name]
             if isinstance(layer, Conv2d):
-                gradient = ops.conv2d_gradient(
-                    error, x, layer.kernel, layer.stride, layer.padding, self.error_limit
-                )
+                gradient = ops.conv2d_gradient(error, x, layer.kernel, layer.stride, layer.padding, self.error_limit)
             else:
                 gradient = ops.linear_gradient(error, x, self.error_limit)
             record[f"{name}.gradient"] = gradient = ops.require_int32(gradient, f"{name}.gradient")
@@ -277,15 +268,12 @@ class Wage(Execution):
                     )
                 else:
                     raw = ops.linear_error(error, t, self.error_limit, self.weight_limit)
-                    raw = raw.reshape(len(raw), *layer.input_shape)
                 trace.intermediate(f"{name}.error_accumulator", raw)
             self._update(layer, gradient, rate, record)
 
     def _update(self, layer, gradient: np.ndarray, rate: int, record) -> None:
         name = f"{layer.name}.weight"
-        words = random.words(
-            self.seed, self.step_index, random.stream(layer.index, Purpose.GRADIENT), gradient.shape
-        )
+        words = random.words(self.seed, self.step_index, random.stream(layer.index, Purpose.GRADIENT), gradient.shape)
         step = weight_step(gradient, rate, words >> 16)
         self.state[name] = update(self.state[name][0], step, self.master_limit), 0
         record[name], record[f"{name}.exponent"] = self.state[name]
