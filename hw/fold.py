@@ -73,7 +73,7 @@ class Fold(wiring.Component):
             for k, place in enumerate(window):
                 with m.If(settings.fold_kernel_bytes == k + 1):
                     m.d.sync += place.eq(byte)
-                with m.Elif(settings.fold_kernel_bytes > k + 1):
+                with m.Else():
                     m.d.sync += place.eq(window[k + 1] if k + 1 < len(window) else 0)
 
         # Packing: four vectors a line.
