@@ -1,0 +1,121 @@
+"""The elementwise stages of the vector engine, one vector per cycle."""
+
+from __future__ import annotations
+
+from amaranth.hdl import Cat, Module, Mux, Signal, signed
+from amaranth.lib import data, stream, wiring
+from amaranth.lib.wiring import In, Out
+
+from golden.rounding import Rounding
+
+from .config import CoreConfig
+from .loop_nest import LoopNest
+from .round_shift import ROUNDING_BITS, RoundShift
+
+__all__ = ["ROUNDINGS", "TARGET_BITS", "Lanes", "lane_settings"]
+
+ROUNDINGS = (Rounding.TRUNCATE, Rounding.NEAREST, Rounding.PSEUDO_STOCHASTIC)
+"""Rules the lanes implement: those niti uses, and truncation, which costs nothing."""
+
+TARGET_BITS = (8, 16, 32)
+"""Bits of a result, by the code in the descriptor's width fields."""
+
+
+def lane_settings() -> data.StructLayout:
+    """What the stages do; stable while vectors of a descriptor are under way.
+
+    shift : right shift. rounding : ``Rounding.code``. width : of the results, index into ``TARGET_BITS``.
+    subtract : take the rounded result from source 1. relu, mask, unpool : as in the descriptor.
+    """
+    return data.StructLayout({"shift": 6, "rounding": ROUNDING_BITS, "width": 2, "subtract": 1, "relu": 1,
+                              "mask": 1, "unpool": 1})
+
+
+class Lanes(wiring.Component):
+    """Shift, round, saturate; then ReLU, mask and unpool, or subtract from a state and saturate again.
+
+    ======== ============================================================================================
+    round    y = saturate(round(x / 2**shift))
+    relu     y = max(y, 0)
+    mask     y = 0 where the element of source 1 is not above 0
+    unpool   y = 0 where the element of source 2 is not the position in the pooling window
+    subtract y = saturate(element of source 1 - y)
+    ======== ============================================================================================
+
+    The position is ``2 * (index of loop 2) + (index of loop 4)`` of the five loops: with loops (.., row pair, row
+    in pair, column pair, column in pair) the pixels of a plane are walked in memory order.
+
+    Attributes
+    ----------
+    start : In(1)  restart the loops; no vector may be under way.
+    count : In(16).array(5)  loop counts, stable.
+    settings : In(lane_settings()).
+    x, other, choice : In streams of V x signed(32): sources 0, 1 and 2. ``other`` is taken with ``mask`` and
+        ``subtract``, ``choice`` with ``unpool``, else they are left alone.
+    output : Out stream of V x signed(32).
+    starved : Out(1)  a stage could work on but lacks a vector of a source.
+
+    Throughput: one vector per cycle. Latency: RoundShift.latency + 1 cycles.
+    """
+
+    def __init__(self, config: CoreConfig):
+        self.config = config
+        vectors = stream.Signature(data.ArrayLayout(signed(32), config.vector))
+        super().__init__({
+            "start": In(1), "count": In(16).array(5), "settings": In(lane_settings()),
+            "x": In(vectors), "other": In(vectors), "choice": In(vectors), "output": Out(vectors),
+            "starved": Out(1),
+        })
+
+    def elaborate(self, platform):
+        m = Module()
+        settings, output = self.settings, self.output
+        m.submodules.round = rounder = RoundShift(self.config.vector, ROUNDINGS, width=32, target_bits=TARGET_BITS)
+        m.submodules.nest = nest = LoopNest(5, {})
+        for k in range(5):
+            m.d.comb += nest.count[k].eq(self.count[k])
+
+        need_other, complete, free, step = Signal(), Signal(), Signal(), Signal()
+        m.d.comb += [
+            rounder.i_valid.eq(self.x.valid),
+            rounder.x.eq(self.x.payload),
+            rounder.shift.eq(settings.shift),
+            rounder.rounding.eq(settings.rounding),
+            rounder.target.eq(settings.width),
+            rounder.enable.eq(~rounder.o_valid | step),
+            self.x.ready.eq(rounder.enable),
+
+            need_other.eq(settings.mask | settings.subtract),
+            complete.eq((self.other.valid | ~need_other) & (self.choice.valid | ~settings.unpool)),
+            free.eq(~output.valid | output.ready),
+            step.eq(rounder.o_valid & complete & free),
+            self.other.ready.eq(step & need_other),
+            self.choice.ready.eq(step & settings.unpool),
+            self.starved.eq((rounder.enable & ~self.x.valid) | (rounder.o_valid & free & ~complete)),
+            nest.load.eq(self.start),
+            nest.step.eq(step),
+        ]
+        position = Cat(~nest.at_first[4], ~nest.at_first[2])
+        with m.If(output.ready):
+            m.d.sync += output.valid.eq(0)
+        with m.If(step):
+            m.d.sync += output.valid.eq(1)
+        for i in range(self.config.vector):
+            y, other = rounder.o[i], self.other.payload[i]
+            blocked = ((settings.relu & (y < 0)) | (settings.mask & (other <= 0))
+                       | (settings.unpool & (self.choice.payload[i].as_unsigned()[:2] != position)))
+            difference, result = Signal(signed(33), name=f"difference_{i}"), Signal(signed(32), name=f"result_{i}")
+            m.d.comb += [difference.eq(other - y), result.eq(Mux(blocked, 0, y))]
+            with m.If(settings.subtract):
+                m.d.comb += result.eq(difference)
+                with m.Switch(settings.width):
+                    for code, bits in enumerate(TARGET_BITS):
+                        limit = (1 << bits - 1) - 1
+                        with m.Case(code):
+                            with m.If(difference > limit):
+                                m.d.comb += result.eq(limit)
+                            with m.Elif(difference < -limit):
+                                m.d.comb += result.eq(-limit)
+            with m.If(step):
+                m.d.sync += output.payload[i].eq(result)
+        return m

@@ -1,0 +1,52 @@
+"""Max-pooling of consecutive vectors."""
+
+from __future__ import annotations
+
+from amaranth.hdl import Module, Mux, Signal, signed
+from amaranth.lib import data, stream, wiring
+from amaranth.lib.wiring import In, Out
+
+__all__ = ["WINDOW", "MaxPool", "pooled"]
+
+WINDOW = 4
+"""Vectors of a pooling window: 2 x 2 pixels in row-major order."""
+
+
+def pooled(lanes: int) -> data.StructLayout:
+    """The maxima of a window, lane by lane, and the numbers 0..3 of the vectors that hold them."""
+    return data.StructLayout({"value": data.ArrayLayout(signed(32), lanes), "choice": data.ArrayLayout(2, lanes)})
+
+
+class MaxPool(wiring.Component):
+    """Turns every 4 consecutive vectors into their lane-wise maximum and the position of its first occurrence.
+
+    Attributes
+    ----------
+    input : In stream of ``lanes`` x signed(32). output : Out stream of ``pooled(lanes)``.
+
+    Throughput: one input vector per cycle. Latency: one cycle from the last vector of a window to the result.
+    """
+
+    def __init__(self, lanes: int):
+        if lanes < 1:
+            raise ValueError(f"max-pooling needs at least one lane, not {lanes}")
+        self.lanes = lanes
+        super().__init__({"input": In(stream.Signature(data.ArrayLayout(signed(32), lanes))),
+                          "output": Out(stream.Signature(pooled(lanes)))})
+
+    def elaborate(self, platform):
+        m = Module()
+        position = Signal(range(WINDOW))
+        best = self.output.payload
+        # The result register collects the next window too, so a window may begin only when it is free.
+        m.d.comb += self.input.ready.eq(~self.output.valid | self.output.ready)
+        with m.If(self.output.ready):
+            m.d.sync += self.output.valid.eq(0)
+        with m.If(self.input.valid & self.input.ready):
+            m.d.sync += [position.eq(Mux(position == WINDOW - 1, 0, position + 1)),
+                         self.output.valid.eq(position == WINDOW - 1)]
+            for i in range(self.lanes):
+                x = self.input.payload[i]
+                with m.If((position == 0) | (x > best.value[i])):
+                    m.d.sync += [best.value[i].eq(x), best.choice[i].eq(position)]
+        return m

@@ -1,0 +1,318 @@
+"""Vector engine: elementwise passes over tensors in memory, the loss, and the scalar unit."""
+
+from __future__ import annotations
+
+import enum
+
+from amaranth.hdl import Module, Mux, Signal, Value, signed
+from amaranth.lib import stream, wiring
+from amaranth.lib.wiring import In, Out, connect, flipped
+
+from .config import CoreConfig
+from .descriptor import SCALAR, VECTOR
+from .interfaces import ReadClient, WriteClient
+from .lanes import ROUNDINGS, TARGET_BITS, Lanes
+from .loss import NitiLoss
+from .pool import MaxPool
+from .range_detector import range_result
+from .scalar import ScalarUnit
+from .vector_reader import LEVELS, VectorReader
+from .vector_writer import VectorWriter
+
+__all__ = ["Function", "VectorEngine"]
+
+MAX_SHIFT = 62
+"""Where golden.rounding ends; any int32 sum of magnitude 1 rounds to 0 there, as niti demands."""
+
+
+class Function(enum.IntEnum):
+    """What a VECTOR descriptor computes; see :class:`VectorEngine`."""
+    ELEMENTWISE = 0
+    UPDATE = 1
+    NITI_LOSS = 2
+    FILL = 3
+
+
+class VectorEngine(wiring.Component):
+    """Runs VECTOR and SCALAR descriptors, one at a time, in the order in which they are presented.
+
+    ``stages(x)`` is saturate(round(x / 2**shift), width of target 0), with shift = S[shift_register] limited to
+    0..62 and ReLU, mask and unpool as :class:`hw.lanes.Lanes` describes them. Every source has its own strides
+    over the five loops. The functions:
+
+    ELEMENTWISE
+        target 0 = stages(source 0). Source 1 (with ``mask``) and source 2 (with ``unpool``; int8 numbers 0..3)
+        are read at the same iterations. With ``unpool`` loops 2 and 4 count the 2 rows and the 2 columns of the
+        windows. With ``pool`` loops 3 and 4 are the rows and columns of a 2 x 2 window: target 0 gets the
+        maximum of each window's four results, target 1 (if enabled) the number 2 * row + column of its first
+        occurrence as int8; targets do not step in loops 3 and 4. ``pool`` excludes ``mask`` and ``unpool``.
+    UPDATE
+        target 0 = saturate(source 1 - saturate(round(source 0))).
+    NITI_LOSS
+        Source 0 are int8 logits with exponent S[shift_register], target 0 the int8 errors. Loops 0 to 3 walk
+        over samples, loop 4 over the ceil(classes / V) vectors of one. Source 1 holds unsigned bytes: the label
+        of a sample is byte (index of loop 3) of the vector at source 1, which does not step in loop 4, so loop 3
+        has at most V iterations: usually loops (1, 1, samples / V, V, vectors) with strides (0, 0, V, 0, 0).
+    FILL
+        target 0 = 0.
+
+    A descriptor is reported as ``illegal`` and does nothing if it breaks these rules, if its ``enable`` does not
+    name exactly the sources in use and target 0, if its rounding is not one of :data:`hw.lanes.ROUNDINGS`, or if
+    its ``classes`` are fewer than 2 or more than the loss unit takes.
+    Source and target may be the same memory only where each line is read before it is written in loop order.
+
+    Attributes
+    ----------
+    vector, scalar : In streams of VECTOR and SCALAR; at most one valid at a time. ``ready`` comes for one cycle
+        when the fields are needed no longer, possibly before the last writes are acknowledged.
+    done : Out(1)  pulse: everything the oldest command wrote is acknowledged.
+    source0, source1, source2, target0, target1 : memory clients. SCALAR uses source0 and target0.
+    range, step : In  maxima from the product engine and number of the step, see :class:`hw.scalar.ScalarUnit`.
+    busy, stalled_in, stalled_out, idle : Out(1)  exactly one is high: something moves; waiting for a source;
+        waiting to write or for acknowledgement; no command.
+    exponent_saturated, zero_range, illegal : Out(1)  pulses while a command runs.
+
+    Throughput: one vector of source 0 per cycle (loss: see :class:`hw.loss.NitiLoss`). Overhead of a VECTOR
+    command: about 12 cycles plus one read and one write latency of memory.
+    """
+
+    def __init__(self, config: CoreConfig):
+        self.config = config
+        super().__init__({
+            "vector": In(stream.Signature(VECTOR.layout)),
+            "scalar": In(stream.Signature(SCALAR.layout)),
+            "done": Out(1),
+            "source0": Out(ReadClient(config)), "source1": Out(ReadClient(config)),
+            "source2": Out(ReadClient(config)),
+            "target0": Out(WriteClient(config)), "target1": Out(WriteClient(config)),
+            "range": In(range_result), "step": In(32),
+            "busy": Out(1), "stalled_in": Out(1), "stalled_out": Out(1), "idle": Out(1),
+            "exponent_saturated": Out(1), "zero_range": Out(1), "illegal": Out(1),
+        })
+
+    def elaborate(self, platform):
+        m = Module()
+        lanes_count = self.config.vector
+        command = self.vector.payload
+
+        m.submodules.scalar = scalar = ScalarUnit(self.config)
+        m.submodules.lanes = lanes = Lanes(self.config)
+        m.submodules.pool = pool = MaxPool(lanes_count)
+        m.submodules.loss = loss = NitiLoss(self.config)
+        readers = [VectorReader(self.config) for _ in range(3)]
+        writers = [VectorWriter(self.config) for _ in range(2)]
+        for k, reader in enumerate(readers):
+            m.submodules[f"reader{k}"] = reader
+        for k, writer in enumerate(writers):
+            m.submodules[f"writer{k}"] = writer
+
+        is_function = {function: Signal(name=f"is_{function.name.lower()}") for function in Function}
+        for function, flag in is_function.items():
+            m.d.comb += flag.eq(command.function == function)
+        elementwise, update = is_function[Function.ELEMENTWISE], is_function[Function.UPDATE]
+        is_loss, fill = is_function[Function.NITI_LOSS], is_function[Function.FILL]
+        legal = self._rules(m, command, is_function, loss.max_classes)
+
+        # Memory clients: readers and writers, or the scalar unit.
+        running_scalar = Signal()
+        for port, reader in zip((self.source0, self.source1, self.source2), readers, strict=True):
+            if reader is readers[0]:
+                for owner, active in ((reader.client, ~running_scalar), (scalar.read, running_scalar)):
+                    with m.If(active):
+                        m.d.comb += [port.request.valid.eq(owner.request.valid),
+                                     port.request.payload.eq(owner.request.payload),
+                                     owner.request.ready.eq(port.request.ready),
+                                     owner.response.valid.eq(port.response.valid),
+                                     port.response.ready.eq(owner.response.ready)]
+                    m.d.comb += owner.response.payload.eq(port.response.payload)
+            else:
+                connect(m, flipped(port), reader.client)
+        for port, writer in zip((self.target0, self.target1), writers, strict=True):
+            if writer is writers[0]:
+                for owner, active in ((writer.client, ~running_scalar), (scalar.write, running_scalar)):
+                    with m.If(active):
+                        m.d.comb += [port.line.valid.eq(owner.line.valid),
+                                     port.line.payload.eq(owner.line.payload),
+                                     owner.line.ready.eq(port.line.ready)]
+                    m.d.comb += owner.idle.eq(port.idle)
+            else:
+                connect(m, flipped(port), writer.client)
+
+        # Loops. Targets do not step inside a pooling window, labels not inside a sample.
+        for k in range(LEVELS):
+            count = command[f"count{k}"]
+            outside = Mux(command.pool & (k >= 3), 1, count)
+            m.d.comb += [
+                lanes.count[k].eq(count),
+                readers[0].count[k].eq(count), readers[0].stride[k].eq(command[f"source0_stride{k}"]),
+                readers[1].count[k].eq(Mux(is_loss & (k == 4), 1, count)),
+                readers[1].stride[k].eq(command[f"source1_stride{k}"]),
+                readers[2].count[k].eq(count), readers[2].stride[k].eq(command[f"source2_stride{k}"]),
+                writers[0].count[k].eq(outside), writers[0].stride[k].eq(command[f"target0_stride{k}"]),
+                writers[1].count[k].eq(outside), writers[1].stride[k].eq(command[f"target1_stride{k}"]),
+            ]
+        m.d.comb += [
+            readers[0].address.eq(command.source0), readers[0].width.eq(command.source0_width),
+            readers[1].address.eq(command.source1), readers[1].width.eq(command.source1_width),
+            readers[2].address.eq(command.source2),
+            writers[0].address.eq(command.target0), writers[0].width.eq(command.target_width),
+            writers[1].address.eq(command.target1),
+        ]
+
+        # Settings from the command and its scalar register.
+        register, shift, exponent = Signal(signed(32)), Signal(6), Signal(signed(16))
+        m.d.comb += [scalar.select.eq(command.shift_register), register.eq(scalar.value)]
+        settings = lanes.settings
+        m.d.comb += [
+            settings.shift.eq(shift), settings.rounding.eq(command.rounding),
+            settings.width.eq(command.target_width), settings.subtract.eq(update),
+            settings.relu.eq(command.relu), settings.mask.eq(command.mask), settings.unpool.eq(command.unpool),
+            loss.exponent.eq(exponent), loss.classes.eq(command.classes),
+        ]
+
+        # Sources to the lanes or to the loss.
+        x, other, choice = (reader.vector for reader in readers)
+        label_lane = Signal(range(lanes_count))
+        m.d.comb += [
+            lanes.x.payload.eq(x.payload), lanes.other.payload.eq(other.payload),
+            lanes.choice.payload.eq(choice.payload),
+            lanes.x.valid.eq(x.valid & ~is_loss), lanes.other.valid.eq(other.valid & ~is_loss),
+            lanes.choice.valid.eq(choice.valid), choice.ready.eq(lanes.choice.ready),
+            loss.logits.valid.eq(x.valid & is_loss), loss.label.valid.eq(other.valid & is_loss),
+            x.ready.eq(Mux(is_loss, loss.logits.ready, lanes.x.ready)),
+            other.ready.eq(Mux(is_loss, loss.label.ready, lanes.other.ready)),
+            loss.label.payload.eq(Value.cast(other.payload).word_select(label_lane, 32)[:8]),
+        ]
+        for i in range(lanes_count):
+            m.d.comb += loss.logits.payload[i].eq(x.payload[i])
+        with m.If(loss.label.valid & loss.label.ready):
+            last_sample = (label_lane + 1 == command.count3) | (command.count3 == 0)
+            m.d.sync += label_lane.eq(Mux(last_sample, 0, label_lane + 1))
+
+        # Results to the writers. A pooled result leaves when both have taken their part.
+        value, chosen = writers[0].vector, writers[1].vector
+        value_taken, chosen_taken, dropped = Signal(), Signal(), Signal()
+        m.d.comb += [pool.input.payload.eq(lanes.output.payload), dropped.eq(~command.enable[2])]
+        for i in range(lanes_count):
+            m.d.comb += chosen.payload[i].eq(pool.output.payload.choice[i])
+        with m.If(fill):
+            m.d.comb += value.valid.eq(1)
+        with m.Elif(is_loss):
+            m.d.comb += [value.valid.eq(loss.error.valid), loss.error.ready.eq(value.ready)]
+            for i in range(lanes_count):
+                m.d.comb += value.payload[i].eq(loss.error.payload[i])
+        with m.Elif(command.pool):
+            m.d.comb += [
+                pool.input.valid.eq(lanes.output.valid), lanes.output.ready.eq(pool.input.ready),
+                value.payload.eq(pool.output.payload.value),
+                value.valid.eq(pool.output.valid & ~value_taken),
+                chosen.valid.eq(pool.output.valid & ~chosen_taken & ~dropped),
+                pool.output.ready.eq((value_taken | value.ready) & (chosen_taken | chosen.ready | dropped)),
+            ]
+            with m.If(pool.output.valid):
+                m.d.sync += [value_taken.eq(~pool.output.ready & (value_taken | value.ready)),
+                             chosen_taken.eq(~pool.output.ready & (chosen_taken | chosen.ready))]
+        with m.Else():
+            m.d.comb += [value.valid.eq(lanes.output.valid), value.payload.eq(lanes.output.payload),
+                         lanes.output.ready.eq(value.ready)]
+
+        m.d.comb += [
+            scalar.command.payload.eq(self.scalar.payload), self.scalar.ready.eq(scalar.command.ready),
+            scalar.range.eq(self.range), scalar.step.eq(self.step),
+            self.exponent_saturated.eq(scalar.exponent), self.zero_range.eq(scalar.zero_range),
+        ]
+        moving, blocked, starved, start = Signal(), Signal(), Signal(), Signal()
+        m.d.comb += [
+            moving.eq((x.valid & x.ready) | (value.valid & value.ready)),
+            blocked.eq(self._waits(writers[0].client.line) | self._waits(writers[1].client.line)),
+            starved.eq(Mux(is_loss, (loss.logits.ready & ~x.valid) | (loss.label.ready & ~other.valid),
+                           (elementwise | update) & lanes.starved)),
+            lanes.start.eq(start),
+            readers[0].start.eq(start & ~fill), readers[1].start.eq(start & command.enable[0]),
+            readers[2].start.eq(start & command.enable[1]),
+            writers[0].start.eq(start), writers[1].start.eq(start & command.enable[2]),
+        ]
+        with m.FSM():
+            with m.State("IDLE"):
+                with m.If(self.vector.valid):
+                    m.d.comb += self.busy.eq(1)
+                    m.d.sync += [
+                        shift.eq(Mux(register < 0, 0, Mux(register > MAX_SHIFT, MAX_SHIFT, register))),
+                        exponent.eq(register),
+                    ]
+                    m.next = "START"
+                with m.Elif(self.scalar.valid):
+                    m.d.comb += self.busy.eq(1)
+                    m.next = "SCALAR"
+                with m.Else():
+                    m.d.comb += self.idle.eq(1)
+            with m.State("SCALAR"):
+                m.d.comb += [running_scalar.eq(1), scalar.command.valid.eq(self.scalar.valid),
+                             self.busy.eq(1), self.done.eq(scalar.done), self.illegal.eq(scalar.illegal)]
+                with m.If(scalar.done):
+                    m.next = "IDLE"
+            with m.State("START"):
+                m.d.comb += self.busy.eq(1)
+                with m.If(legal):
+                    m.d.comb += start.eq(1)
+                    m.next = "RUN"
+                with m.Else():
+                    m.d.comb += [self.illegal.eq(1), self.vector.ready.eq(1), self.done.eq(1)]
+                    m.next = "IDLE"
+            with m.State("RUN"):
+                m.d.comb += [
+                    self.stalled_out.eq(~moving & blocked), self.stalled_in.eq(~moving & ~blocked & starved),
+                    self.busy.eq(moving | ~(blocked | starved)),
+                ]
+                with m.If(writers[0].done & writers[1].done):
+                    m.d.comb += self.vector.ready.eq(1)
+                    m.next = "ACKNOWLEDGE"
+            with m.State("ACKNOWLEDGE"):
+                m.d.comb += self.stalled_out.eq(1)
+                with m.If(self.target0.idle & self.target1.idle):
+                    m.d.comb += self.done.eq(1)
+                    m.next = "IDLE"
+        return m
+
+    @staticmethod
+    def _waits(port):
+        return port.valid & ~port.ready
+
+    def _rules(self, m, command, is_function, max_classes):
+        """The rules of the class's docstring; registered, because the comparisons are long."""
+        lanes_count = self.config.vector
+        elementwise, update = is_function[Function.ELEMENTWISE], is_function[Function.UPDATE]
+        is_loss, fill = is_function[Function.NITI_LOSS], is_function[Function.FILL]
+
+        def holds(condition, consequence):
+            return ~condition | consequence
+
+        vectors = command.count4 << (lanes_count.bit_length() - 1)
+        rules = {
+            "function": elementwise | update | is_loss | fill,
+            "rounding": holds(elementwise | update, command.rounding.matches(*(r.code for r in ROUNDINGS))),
+            "stages": holds(~elementwise, ~(command.mask | command.pool | command.unpool))
+                      & holds(~elementwise, ~command.relu),
+            "widths": (command.source0_width < len(TARGET_BITS)) & (command.source1_width < len(TARGET_BITS))
+                      & (command.target_width < len(TARGET_BITS)),
+            "source1": command.enable[0] == (command.mask | update | is_loss),
+            "source2": command.enable[1] == command.unpool,
+            "target1": holds(command.enable[2], command.pool),
+            "target0": command.enable[3],
+            "pool": holds(command.pool, ~command.mask & ~command.unpool
+                          & (command.count3 == 2) & (command.count4 == 2)),
+            "unpool": holds(command.unpool, (command.count2 == 2) & (command.count4 == 2)),
+            "loss": holds(is_loss, (command.source0_width == 0) & (command.source1_width == 0)
+                          & (command.target_width == 0)
+                          & (command.classes >= 2) & (command.classes <= max_classes)
+                          & (command.count3 <= lanes_count) & (vectors >= command.classes)
+                          & (vectors < command.classes + lanes_count)),
+        }
+        legal = Signal(init=1)
+        m.d.sync += legal.eq(1)
+        for name, rule in rules.items():
+            flag = Signal(name=f"rule_{name}")
+            m.d.comb += flag.eq(rule)
+            with m.If(~flag):
+                m.d.sync += legal.eq(0)
+        return legal

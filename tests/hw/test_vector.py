@@ -1,0 +1,413 @@
+"""VectorEngine: descriptors against the numpy reference, and whole niti layer passes against golden."""
+
+import random
+
+import numpy as np
+import pytest
+
+from golden import niti, ops
+from golden.range import ceil_log2
+from golden.rounding import Rounding
+from hw.config import PRESETS
+from hw.scalar import Operation, assemble
+from hw.vector import Function, VectorEngine
+from tests.hw.memory_model import Memory
+from tests.hw.streams import STALLS, simulate, stalls
+from tests.hw.vector_reference import TYPES, execute
+
+ENABLE_SOURCE1, ENABLE_SOURCE2, ENABLE_TARGET1, ENABLE_TARGET0 = 1, 2, 4, 8
+SHIFT = 5
+
+
+class Bench:
+    """An engine with memory behind its five clients, and coroutines that drive it."""
+
+    def __init__(self, core="tiny", pattern="none", latency=5):
+        self.config = PRESETS[core]
+        self.lanes = self.config.vector
+        self.memory = Memory(self.config, 1 << 19, seed=1)
+        self.dut = VectorEngine(self.config)
+        self.pattern, self.latency = pattern, latency
+        self.pulses = set()
+        self.events = {"busy": 0, "stalled_in": 0, "stalled_out": 0, "idle": 0}
+
+    async def watch(self, ctx):
+        names = ("exponent_saturated", "zero_range", "illegal")
+        ports = [getattr(self.dut, name) for name in (*names, *self.events)]
+        async for _, _, *values in ctx.tick().sample(*ports):
+            self.pulses |= {name for name, value in zip(names, values[:3], strict=True) if value}
+            assert sum(values[3:]) == 1, "exactly one of the four events"
+            for name, value in zip(self.events, values[3:], strict=True):
+                self.events[name] += value
+
+    async def set_register(self, ctx, register, value):
+        ctx.set(self.dut.range, {"valid": 1, "register": register, "clear": 1, "value": value % 2**32})
+        await ctx.tick()
+        ctx.set(self.dut.range, {"valid": 0})
+
+    async def command(self, ctx, port, fields):
+        """Hands over one command and waits until it is done. Returns the cycles it took."""
+        ctx.set(port.payload, fields)
+        ctx.set(port.valid, 1)
+        cycles, released = 0, False
+        while True:
+            cycles += 1
+            _, _, ready, done = await ctx.tick().sample(port.ready, self.dut.done)
+            if ready:
+                assert not released
+                released = True
+                ctx.set(port.valid, 0)
+                ctx.set(port.payload, {name: -1 if "stride" in name else 1 for name in fields})
+            if done:
+                break
+        assert released
+        await ctx.tick()    # for `watch` to see the last cycle
+        assert self.memory.pending == 0
+        return cycles
+
+    def run(self, bench, limit=100_000):
+        dut, memory = self.dut, self.memory
+        sources, targets = (dut.source0, dut.source1, dut.source2), (dut.target0, dut.target1)
+        background = [self.watch, *memory.checks(*sources, *targets)]
+        for k, client in enumerate(sources):
+            stall = stalls(self.pattern, k)[0]
+            background.append(memory.reader(client, stall=stall, latency=self.latency))
+        for k, client in enumerate(targets):
+            stall = stalls(self.pattern, k)[1]
+            background.append(memory.writer(client, stall=stall, latency=self.latency))
+        simulate(dut, bench, background=background, limit=limit)
+
+
+KINDS = ("plain", "mask", "unpool", "pool", "update", "fill")
+
+
+def random_command(rng, lanes, kind):
+    """A legal command of one of ``KINDS`` with scattered strides."""
+    width, target_width = rng.randrange(3), rng.randrange(3)
+    width1 = rng.randrange(3)
+    fields = {
+        "function": {"update": Function.UPDATE, "fill": Function.FILL}.get(kind, Function.ELEMENTWISE),
+        "rounding": rng.choice([Rounding.TRUNCATE, Rounding.NEAREST, Rounding.PSEUDO_STOCHASTIC]).code,
+        "shift_register": SHIFT, "source0_width": width, "source1_width": width1, "target_width": target_width,
+        "enable": ENABLE_TARGET0,
+    }
+    if kind not in ("update", "fill"):
+        fields["relu"] = rng.randrange(2)
+    if kind in ("mask", "update"):
+        fields["enable"] |= ENABLE_SOURCE1
+    if kind == "mask":
+        fields["mask"] = 1
+    if kind == "unpool":
+        fields["unpool"] = 1
+        fields["enable"] |= ENABLE_SOURCE2
+        if rng.randrange(2):
+            fields["mask"] = 1
+            fields["enable"] |= ENABLE_SOURCE1
+    if kind == "pool":
+        fields["pool"] = 1
+        fields["enable"] |= ENABLE_TARGET1 * rng.randrange(2)
+    counts = [rng.randrange(0, 4) for _ in range(5)]
+    if kind == "unpool":
+        counts[2] = counts[4] = 2
+    if kind == "pool":
+        counts[3] = counts[4] = 2
+    fields |= {f"count{k}": count for k, count in enumerate(counts)}
+    # Five areas; targets write every place once, sources may repeat themselves.
+    for area, (name, size) in enumerate((("source0", 1 << width), ("source1", 1 << width1), ("source2", 1),
+                                         ("target0", 1 << target_width), ("target1", 1))):
+        vector, stride = lanes * size, lanes * size
+        fields[name] = (area + 1) * 0x8000 + vector * rng.randrange(16)
+        for k in reversed(range(5)):
+            repeated = name.startswith("source") and rng.random() < 0.3
+            fields[f"{name}_stride{k}"] = 0 if repeated else stride
+            stride *= max(1, counts[k]) + (rng.random() < 0.3)
+    return fields
+
+
+@pytest.mark.parametrize("core", ["tiny", "wide"])
+@pytest.mark.parametrize("pattern", STALLS)
+def test_random_commands_equal_the_reference(core, pattern):
+    rng = random.Random(core + pattern)
+    numbers = np.random.default_rng(len(core + pattern))
+    b = Bench(core, pattern)
+
+    async def bench(ctx):
+        for kind in KINDS * 3:
+            fields = random_command(rng, b.lanes, kind)
+            size = TYPES[fields["source0_width"]]
+            scale = rng.choice([1 << 7, 1 << 12, 1 << 31])
+            values = numbers.integers(-scale, scale, 0x8000 // np.dtype(size).itemsize)
+            b.memory.store(0x8000, values.clip(np.iinfo(size).min, np.iinfo(size).max).astype(size))
+            b.memory.store(0x18000, numbers.integers(0, 4, 0x8000).astype(np.int8))
+            shift = rng.choice([-5, 0, 1, 2, 4, 7, 9, 24, 31, 32, 63, 90])
+            await b.set_register(ctx, SHIFT, shift)
+            expected = b.memory.bytes.copy()
+            execute(fields, expected, b.lanes, shift)
+            await b.command(ctx, b.dut.vector, fields)
+            different = np.flatnonzero(b.memory.bytes != expected)
+            assert not len(different), (fields, different[:8])
+            assert not b.pulses
+
+    b.run(bench)
+
+
+# Layouts ----------------------------------------------------------------------------------------------------
+
+
+def blocked(x, lanes):
+    """[n][h][w][c] -> [channel tile][n][h][w][lanes], channels padded with zeros."""
+    padded = np.zeros((*x.shape[:-1], -(-x.shape[-1] // lanes) * lanes), x.dtype)
+    padded[..., :x.shape[-1]] = x
+    return np.moveaxis(padded.reshape(*x.shape[:-1], -1, lanes), -2, 0)
+
+
+def unblocked(x, channels):
+    x = np.moveaxis(x, 0, -2)
+    return x.reshape(*x.shape[:-2], -1)[..., :channels]
+
+
+def linear_loops(fields, count, widths):
+    """Consecutive vectors: ``widths`` maps sources and targets to bytes of a vector."""
+    fields |= {"count4": count}
+    for name, width in widths.items():
+        fields[f"{name}_stride4"] = width
+
+
+@pytest.mark.parametrize("rounding", [Rounding.NEAREST, Rounding.PSEUDO_STOCHASTIC])
+@pytest.mark.parametrize("pattern", ["none", "both"])
+def test_forward_requantize_relu_pool_and_back(rounding, pattern):
+    """conv sums -> activation, pooled activation and choice; then pooled error -> error of the sums."""
+    b = Bench("tiny", pattern)
+    lanes = b.lanes
+    rng = np.random.default_rng(4)
+    n, h, w, c = 2, 4, 6, 6
+    tiles = 2
+    acc = rng.integers(-3000, 3000, (n, h, w, c)).astype(np.int32)
+    acc[:, :2, :2] = 1000       # ties
+    m, _ = niti.requantize(acc, 0, rounding)
+    pooled, choice = ops.max_pool(ops.relu(m), 2)
+    error_acc = rng.integers(-900, 900, pooled.shape).astype(np.int32)
+    e, _ = niti.requantize(error_acc, 0, rounding)
+    error = ops.relu_error(ops.max_pool_error(e, choice, 2), ops.relu(m))
+    sums, pooled_at, choice_at, error_sums, error_at = 0x1000, 0x8000, 0x9000, 0xA000, 0x10000
+    b.memory.store(sums, blocked(acc, lanes))
+    b.memory.store(error_sums, blocked(error_acc, lanes))
+    # Planes, images and row pairs follow one another: one loop walks them all.
+    pairs = tiles * n * h // 2
+    forward = {
+        "function": Function.ELEMENTWISE, "rounding": rounding.code, "shift_register": SHIFT, "relu": 1, "pool": 1,
+        "source0_width": 2, "enable": ENABLE_TARGET0 | ENABLE_TARGET1,
+        "source0": sums, "target0": pooled_at, "target1": choice_at,
+        "count1": pairs, "count2": w // 2, "count3": 2, "count4": 2,
+        "source0_stride1": 2 * w * 4 * lanes, "source0_stride2": 2 * 4 * lanes, "source0_stride3": w * 4 * lanes,
+        "source0_stride4": 4 * lanes,
+        **{f"{name}_stride1": w // 2 * lanes for name in ("target0", "target1")},
+        **{f"{name}_stride2": lanes for name in ("target0", "target1")},
+    }
+    # The pooled activation serves as mask: where the choice points, it is what ReLU let through.
+    backward = {
+        "function": Function.ELEMENTWISE, "rounding": rounding.code, "shift_register": SHIFT, "mask": 1, "unpool": 1,
+        "source0_width": 2, "enable": ENABLE_TARGET0 | ENABLE_SOURCE1 | ENABLE_SOURCE2,
+        "source0": error_sums, "source1": pooled_at, "source2": choice_at, "target0": error_at,
+        "count1": pairs, "count2": 2, "count3": w // 2, "count4": 2,
+        "source0_stride1": w // 2 * 4 * lanes, "source0_stride3": 4 * lanes,
+        "source1_stride1": w // 2 * lanes, "source1_stride3": lanes,
+        "source2_stride1": w // 2 * lanes, "source2_stride3": lanes,
+        "target0_stride1": 2 * w * lanes, "target0_stride2": w * lanes, "target0_stride3": 2 * lanes,
+        "target0_stride4": lanes,
+    }
+
+    async def bench(ctx):
+        await b.set_register(ctx, SHIFT, ceil_log2(np.abs(acc).max()) - 7)
+        await b.command(ctx, b.dut.vector, forward)
+        shape = (tiles, n, h // 2, w // 2, lanes)
+        assert np.array_equal(unblocked(b.memory.load(pooled_at, shape, np.int8), c), pooled)
+        assert np.array_equal(unblocked(b.memory.load(choice_at, shape, np.int8), c), choice)
+        await b.set_register(ctx, SHIFT, ceil_log2(np.abs(error_acc).max()) - 7)
+        await b.command(ctx, b.dut.vector, backward)
+        assert np.array_equal(unblocked(b.memory.load(error_at, (tiles, n, h, w, lanes), np.int8), c), error)
+
+    b.run(bench)
+
+
+@pytest.mark.parametrize("width", [8, 16])
+@pytest.mark.parametrize("bits", [5, 0, -1])
+@pytest.mark.parametrize("maximum", [0, 1, 90, 5000])
+def test_weight_update_in_place(width, bits, maximum):
+    """Shift from the maximum by a scalar program, then the update of the weights where they are."""
+    b = Bench("tiny", "both")
+    rng = np.random.default_rng(width + bits + maximum)
+    code = (width // 8) - 1
+    count = 24
+    acc = rng.integers(-maximum, maximum + 1, (count, b.lanes)).astype(np.int32)
+    acc[0, 0] = maximum
+    limit = 2**(width - 1) - 1
+    weights = rng.integers(-limit, limit + 1, (count, b.lanes)).astype(TYPES[code])
+    weights[1] = [limit, -limit, limit, -limit]
+    bits += width - 8
+    expected = niti.update(weights, niti.weight_gradient(acc, bits, width), width)
+    b.memory.store(0x1000, acc)
+    b.memory.store(0x8000, weights)
+    highest, log, all_bits = 10, 11, 12
+    program = assemble([
+        (Operation.CEIL_LOG2, log, highest), (Operation.ADDI, SHIFT, log, -bits), (Operation.SET, all_bits, 63),
+        (Operation.SELECT_ZERO, SHIFT, all_bits, SHIFT, log),
+    ])
+    update = {"function": Function.UPDATE, "rounding": Rounding.PSEUDO_STOCHASTIC.code, "shift_register": SHIFT,
+              "source0_width": 2, "source1_width": code, "target_width": code,
+              "enable": ENABLE_TARGET0 | ENABLE_SOURCE1, "source0": 0x1000, "source1": 0x8000, "target0": 0x8000}
+    size = width // 8 * b.lanes
+    linear_loops(update, count, {"source0": 4 * b.lanes, "source1": size, "target0": size})
+
+    async def bench(ctx):
+        await b.set_register(ctx, highest, maximum)
+        await b.command(ctx, b.dut.scalar, {"count": len(program)} | {
+            f"operation{k}": word for k, word in enumerate(program)})
+        await b.command(ctx, b.dut.vector, update)
+        assert np.array_equal(b.memory.load(0x8000, weights.shape, weights.dtype), expected)
+        assert not b.pulses
+
+    b.run(bench)
+
+
+@pytest.mark.parametrize("core, classes, samples, exponent, pattern", [
+    ("tiny", 10, 8, -3, "none"), ("tiny", 4, 8, -9, "both"), ("wide", 3, 8, 0, "both"), ("wide", 10, 6, -8, "source"),
+    ("wide", 10, 3, -30000, "sink"),
+])
+def test_niti_loss(core, classes, samples, exponent, pattern):
+    b = Bench(core, pattern)
+    lanes = b.lanes
+    rng = np.random.default_rng(classes)
+    logits = rng.integers(-127, 128, (samples, 1, 1, classes)).astype(np.int8)
+    labels = rng.integers(0, classes, samples).astype(np.uint8)
+    expected = niti.loss_gradient(logits.reshape(samples, classes), exponent, labels)
+    tiles = -(-classes // lanes)
+    b.memory.store(0x1000, blocked(logits, lanes))
+    b.memory.store(0x2000, labels)
+    group = min(samples, lanes)
+    command = {
+        "function": Function.NITI_LOSS, "classes": classes, "shift_register": SHIFT, "source0": 0x1000,
+        "source1": 0x2000, "target0": 0x3000, "enable": ENABLE_SOURCE1 | ENABLE_TARGET0,
+        "count2": samples // group, "count3": group, "count4": tiles, "source1_stride2": lanes,
+        **{f"{name}_stride2": group * lanes for name in ("source0", "target0")},
+        **{f"{name}_stride3": lanes for name in ("source0", "target0")},
+        **{f"{name}_stride4": samples * lanes for name in ("source0", "target0")},
+    }
+
+    async def bench(ctx):
+        await b.set_register(ctx, SHIFT, exponent)
+        for _ in range(2):
+            b.memory.bytes[0x3000:0x3400] = 0x55
+            await b.command(ctx, b.dut.vector, command)
+            result = b.memory.load(0x3000, (tiles, samples, 1, 1, lanes), np.int8)
+            assert np.array_equal(unblocked(result, classes).reshape(samples, classes), expected)
+            if classes < tiles * lanes:
+                assert not result[-1, ..., classes % lanes:].any(), "padding lanes must stay zero"
+
+    b.run(bench, limit=200_000)
+
+
+def plain(count, lanes, **changes):
+    fields = {"function": Function.ELEMENTWISE, "rounding": Rounding.NEAREST.code, "shift_register": SHIFT,
+              "source0_width": 2, "enable": ENABLE_TARGET0, "source0": 0x10000, "target0": 0x40000}
+    linear_loops(fields, count, {"source0": 4 * lanes, "target0": lanes, "source1": lanes})
+    return fields | changes
+
+
+ILLEGAL = [
+    {"function": 9}, {"rounding": Rounding.HALF_UP.code}, {"rounding": 12}, {"source0_width": 3}, {"target_width": 3},
+    {"mask": 1}, {"enable": 0}, {"enable": ENABLE_TARGET0 | ENABLE_SOURCE1}, {"unpool": 1},
+    {"unpool": 1, "enable": ENABLE_TARGET0 | ENABLE_SOURCE2}, {"pool": 1}, {"pool": 1, "count3": 2, "count4": 3},
+    {"enable": ENABLE_TARGET0 | ENABLE_TARGET1}, {"function": Function.UPDATE},
+    {"function": Function.UPDATE, "relu": 1, "enable": ENABLE_TARGET0 | ENABLE_SOURCE1},
+    {"function": Function.FILL, "enable": ENABLE_TARGET0 | ENABLE_SOURCE1},
+    {"pool": 1, "mask": 1, "count3": 2, "count4": 2, "enable": ENABLE_TARGET0 | ENABLE_SOURCE1},
+    {"function": Function.NITI_LOSS, "classes": 10, "source0_width": 0, "count4": 2,
+     "enable": ENABLE_TARGET0 | ENABLE_SOURCE1},
+    {"function": Function.NITI_LOSS, "classes": 10, "source0_width": 0, "count4": 4,
+     "enable": ENABLE_TARGET0 | ENABLE_SOURCE1},
+    {"function": Function.NITI_LOSS, "classes": 10, "source0_width": 0, "count4": 3, "count3": 5,
+     "enable": ENABLE_TARGET0 | ENABLE_SOURCE1},
+]
+
+
+def test_illegal_commands_do_nothing():
+    b = Bench("tiny")
+
+    async def bench(ctx):
+        await b.set_register(ctx, SHIFT, 3)
+        for round, changes in enumerate(ILLEGAL):
+            b.pulses.clear()
+            assert await b.command(ctx, b.dut.vector, plain(4, b.lanes, **changes)) <= 3, changes
+            assert b.pulses == {"illegal"}, changes
+            assert not b.memory.writes and not b.memory.reads, changes
+            # The next command is not affected.
+            legal = plain(4 + round, b.lanes)
+            expected = b.memory.bytes.copy()
+            execute(legal, expected, b.lanes, 3)
+            b.pulses.clear()
+            await b.command(ctx, b.dut.vector, legal)
+            assert np.array_equal(b.memory.bytes, expected), changes
+            assert not b.pulses
+            b.memory.writes.clear()
+            b.memory.reads.clear()
+
+    b.run(bench)
+
+
+def test_dump_is_the_last_write():
+    """A SCALAR after a VECTOR: its load sees the vector's results, its dump comes after everything else."""
+    b = Bench("wide", "both", latency=40)
+    lanes = b.lanes
+    program = assemble([(Operation.WORD, 3), (Operation.EXPONENT, 4, 3, 3), (Operation.NEAREST_LOG2, 5, 0)])
+    b.memory.store(0x10000, np.full((9, lanes), 2**20, np.int32))
+
+    async def bench(ctx):
+        ctx.set(b.dut.step, 77)
+        await b.set_register(ctx, SHIFT, 0)
+        await b.command(ctx, b.dut.vector, plain(9, lanes, target_width=1, target0_stride4=2 * lanes))
+        writes = len(b.memory.writes)
+        await b.command(ctx, b.dut.scalar, {
+            "count": len(program), "load": 0x40004, "dump": 0x400, "enable_load": 1, "enable_dump": 1,
+            **{f"operation{k}": word for k, word in enumerate(program)}})
+        assert len(b.memory.writes) == writes + 256 // b.config.line_bytes
+        registers = b.memory.load(0x400, (64,), np.int32)
+        assert registers[3] == 0x7FFF7FFF
+        assert registers[4] == 32767
+        assert registers[63] == 77
+        assert b.pulses == {"exponent_saturated", "zero_range"}
+
+    b.run(bench)
+
+
+@pytest.mark.parametrize("kind", ["plain", "pool", "unpool", "update", "fill"])
+def test_one_vector_per_cycle(kind):
+    """With a memory that never stalls, a pass takes one cycle per source vector plus a fixed overhead."""
+    latency = 20
+    b = Bench("wide", latency=latency)
+    lanes = b.lanes
+    fields = plain(256, lanes)
+    if kind == "update":
+        fields |= {"function": Function.UPDATE, "enable": ENABLE_TARGET0 | ENABLE_SOURCE1, "source1": 0x50000}
+    if kind == "fill":
+        fields |= {"function": Function.FILL}
+    if kind == "pool":
+        fields |= {"pool": 1, "count2": 64, "count3": 2, "count4": 2, "enable": ENABLE_TARGET0 | ENABLE_TARGET1,
+                   "source0_stride2": 16 * lanes, "source0_stride3": 8 * lanes, "target0_stride2": lanes,
+                   "target1": 0x60000, "target1_stride2": lanes}
+    if kind == "unpool":
+        fields |= {"unpool": 1, "count2": 2, "count3": 64, "count4": 2, "enable": ENABLE_TARGET0 | ENABLE_SOURCE2,
+                   "source0_stride4": 0, "source0_stride3": 4 * lanes, "target0_stride3": 2 * lanes,
+                   "target0_stride2": 128 * lanes, "source2": 0x60000, "source2_stride3": lanes}
+
+    async def bench(ctx):
+        await b.set_register(ctx, SHIFT, 3)
+        cycles = await b.command(ctx, b.dut.vector, fields)
+        waiting = latency * (1 if kind == "fill" else 2)
+        assert cycles <= 256 + waiting + 16
+        # All cycles are accounted for: the vectors move while busy, and only latency is waited for.
+        assert b.events["busy"] >= 256
+        assert b.events["stalled_in"] <= latency + 10
+        assert b.events["stalled_out"] <= latency + 5
+
+    b.run(bench)

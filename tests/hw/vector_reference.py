@@ -1,0 +1,84 @@
+"""What VECTOR descriptors do to memory, in numpy: written from the descriptor's documentation, not from the engine."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+
+from golden.niti import loss_gradient
+from golden.rounding import Rounding, saturate
+from hw.vector import Function
+
+TYPES = (np.int8, np.int16, np.int32)
+BITS = (8, 16, 32)
+
+__all__ = ["BITS", "TYPES", "execute"]
+
+
+class _Walk:
+    """One source or target: vectors at the addresses of an iteration."""
+
+    def __init__(self, memory: np.ndarray, lanes: int, fields: dict, name: str, width: int):
+        self.memory, self.lanes, self.type = memory, lanes, np.dtype(TYPES[width])
+        self.address = fields.get(name, 0)
+        self.strides = [fields.get(f"{name}_stride{k}", 0) for k in range(5)]
+
+    def place(self, index) -> slice:
+        start = self.address + sum(i * s for i, s in zip(index, self.strides, strict=True))
+        return slice(start, start + self.lanes * self.type.itemsize)
+
+    def read(self, index) -> np.ndarray:
+        return self.memory[self.place(index)].copy().view(self.type).astype(np.int64)
+
+    def write(self, index, vector):
+        self.memory[self.place(index)] = vector.astype(self.type).view(np.uint8)
+
+
+def execute(fields: dict, memory: np.ndarray, lanes: int, register: int) -> None:
+    """Applies one descriptor to ``memory`` (bytes). ``register`` is S[shift_register]; fields left out are 0."""
+    get = lambda name: fields.get(name, 0)    # noqa: E731
+    source0 = _Walk(memory, lanes, fields, "source0", get("source0_width"))
+    source1 = _Walk(memory, lanes, fields, "source1", get("source1_width"))
+    source2 = _Walk(memory, lanes, fields, "source2", 0)
+    target0 = _Walk(memory, lanes, fields, "target0", get("target_width"))
+    target1 = _Walk(memory, lanes, fields, "target1", 0)
+    counts = [max(1, get(f"count{k}")) for k in range(5)]
+    bits, shift = BITS[get("target_width")], min(max(register, 0), 62)
+    rounding = Rounding(get("rounding"))
+
+    def stages(index):
+        y = saturate(rounding.compute(source0.read(index), shift), bits)
+        if get("relu"):
+            y = np.maximum(y, 0)
+        if get("mask"):
+            y = np.where(source1.read(index) > 0, y, 0)
+        if get("unpool"):
+            y = np.where(source2.read(index) == 2 * index[2] + index[4], y, 0)
+        return y
+
+    match Function(get("function")):
+        case Function.ELEMENTWISE if get("pool"):
+            for outer in itertools.product(*map(range, counts[:3])):
+                window = np.stack([stages((*outer, *inner)) for inner in itertools.product(range(2), range(2))])
+                target0.write((*outer, 0, 0), window.max(axis=0))
+                if get("enable") & 4:
+                    target1.write((*outer, 0, 0), window.argmax(axis=0))
+        case Function.ELEMENTWISE:
+            for index in itertools.product(*map(range, counts)):
+                target0.write(index, stages(index))
+        case Function.UPDATE:
+            for index in itertools.product(*map(range, counts)):
+                target0.write(index, saturate(source1.read(index) - stages(index), bits))
+        case Function.FILL:
+            for index in itertools.product(*map(range, counts)):
+                target0.write(index, np.zeros(lanes))
+        case Function.NITI_LOSS:
+            for sample in itertools.product(*map(range, counts[:4])):
+                tiles = [(*sample, tile) for tile in range(counts[4])]
+                logits = np.concatenate([source0.read(tile) for tile in tiles])[:get("classes")]
+                label = source1.read((*sample, 0))[sample[3]] & 0xFF
+                error = np.zeros(counts[4] * lanes)
+                error[:len(logits)] = loss_gradient(logits[None], register, [label])[0]
+                for tile, part in zip(tiles, error.reshape(-1, lanes), strict=True):
+                    target0.write(tile, part)
