@@ -51,7 +51,7 @@ class ErrorLatch(wiring.Component):
     ----------
     sources : In(ErrorReport).array(n); of simultaneous reports the lowest index wins.
     event : Out(1)  any source reports in this cycle (combinational).
-    clear : In(1)  forgets the error; an error reported in the same cycle is kept.
+    clear : In(1)  forgets the error, and what is reported in the same cycle.
     error, code, address, client : the error, from the cycle after its report on.
     """
 
@@ -66,7 +66,7 @@ class ErrorLatch(wiring.Component):
         m = Module()
         with m.If(self.clear):
             m.d.sync += self.error.eq(0)
-        with m.If(self.clear | ~self.error):
+        with m.Elif(~self.error):
             for source in reversed(list(self.sources)):
                 with m.If(source.valid):
                     m.d.sync += [self.error.eq(1), self.code.eq(source.report.code),

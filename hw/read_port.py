@@ -158,7 +158,7 @@ class ReadPort(wiring.Component):
         m.d.comb += [
             self.axi.rready.eq(expected.output.valid), taken.eq(self.axi.rvalid & self.axi.rready),
             line_end.eq(taken & (beat == beats - 1)), expected.output.ready.eq(taken & self.axi.rlast),
-            errors.sources[count].valid.eq(taken & (self.axi.rresp != 0)),
+            errors.sources[count].valid.eq(taken & (self.axi.rresp != 0) & ~halted),
             errors.sources[count].report.code.eq(ErrorCode.READ_FAILED),
             errors.sources[count].report.address.eq((expected.output.payload.address + index) << offset_bits),
             errors.sources[count].report.client.eq(expected.output.payload.client),

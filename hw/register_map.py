@@ -74,18 +74,18 @@ REGISTERS = (
         _read("accumulator_entries", 0, 16, "int32 vectors below the array"),
         _read("result_entries", 16, 16, "int32 vectors waiting for memory"))),
     Register("COUNTERS", 0x014, "Performance counters.", (_read("count", 0, 8, "number of counters"),)),
-    Register("CONTROL", 0x020, "Commands. A start while STATUS.busy is 1 or STATUS.idle is 0 is refused (SLVERR), "
-             "unless the same write resets: then only the reset acts.", (
+    Register("CONTROL", 0x020, "Commands. A start while STATUS.busy or STATUS.error is 1 or STATUS.idle is 0 is "
+             "refused (SLVERR), unless the same write resets: then only the reset acts.", (
                  RegisterField("start", 0, 1, Access.COMMAND, "doorbell: run the program at PROGRAM; clears "
-                               "STATUS.done, STATUS.error and CYCLES"),
-                 RegisterField("reset", 1, 1, Access.COMMAND, "soft reset: stop at once; clears STATUS and IRQ_STATUS. "
-                               "Wait for STATUS.idle before the next start"))),
+                               "STATUS.done and CYCLES"),
+                 RegisterField("reset", 1, 1, Access.COMMAND, "soft reset: stop at once; clears STATUS, ERROR_CODE "
+                               "and IRQ_STATUS. Needed after an error. Wait for STATUS.idle before the next start"))),
     Register("STATUS", 0x024, "State of the core.", (
         _read("busy", 0, 1, "1 from the doorbell until the program has ended or an error has stopped it"),
         _read("done", 1, 1, "1: the program ended without error"),
         _read("error", 2, 1, "1: an error occurred, see ERROR_CODE; later work does not start"),
         _read("idle", 3, 1, "1: no unit works and memory owes no answer"))),
-    Register("ERROR_CODE", 0x028, "Why STATUS.error is 1, the first reason since the doorbell.",
+    Register("ERROR_CODE", 0x028, "Why STATUS.error is 1, the first reason.",
              (_read("code", 0, ERROR_BITS, "see the table of error codes"),)),
     _word("ERROR_DESCRIPTOR", 0x02C, Access.READ, "Byte address of the descriptor at fault."),
     _word("ERROR_ADDRESS", 0x030, Access.READ, "Byte address of the access at fault, for memory errors."),

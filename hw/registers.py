@@ -83,7 +83,7 @@ class Registers(wiring.Component):
     idle : In(1)  no unit works and memory owes no answer. After an error, the first idle cycle ends the run.
     done : In(1)  one cycle: the program has ended and all its writes are acknowledged.
     error : In(1)  an error; in the first cycle of a run in which it is high, ``error_code``, ``error_descriptor``
-        and ``error_address`` are taken. It may stay high, but must be low again in the cycle after ``start``.
+        and ``error_address`` are taken. It may stay high until ``soft_reset``.
     counters : In(48).array(counters).
     """
 
@@ -158,7 +158,7 @@ class Registers(wiring.Component):
     def _refusal(self, register: Register, command: Signal, values: dict):
         if register.name == "CONTROL":
             start, reset = command[_low("CONTROL", "start")], command[_low("CONTROL", "reset")]
-            return start & ~reset & (values["STATUS", "busy"] | ~self.idle)
+            return start & ~reset & (values["STATUS", "busy"] | values["STATUS", "error"] | ~self.idle)
         return values["STATUS", "busy"] if register.idle_only else Const(0)
 
     def _run(self, m: Module, slave: LiteSlave, values: dict):
@@ -172,14 +172,13 @@ class Registers(wiring.Component):
         m.d.comb += [
             reset.eq(control & command[_low("CONTROL", "reset")]),
             start.eq(control & command[_low("CONTROL", "start")] & ~reset),
-            # In the cycle of `start` the core may still show the error of the run before.
-            failing.eq(busy & self.error & ~self.start),
+            failing.eq(busy & self.error & ~error),
             ended.eq(busy & (error & self.idle | self.done & ~error & ~failing)),
             values["STATUS", "idle"].eq(self.idle), values["CYCLES", "value"].eq(cycles[:32]),
         ]
         m.d.sync += [self.start.eq(start), self.soft_reset.eq(reset),
                      self.interrupt.eq(Cat(event & values["IRQ_ENABLE", name] for name, event in events.items()).any())]
-        with m.If(failing & ~error):
+        with m.If(failing):
             m.d.sync += [error.eq(1), values["ERROR_CODE", "code"].eq(self.error_code),
                          values["ERROR_DESCRIPTOR", "value"].eq(self.error_descriptor),
                          values["ERROR_ADDRESS", "value"].eq(self.error_address)]
@@ -189,9 +188,10 @@ class Registers(wiring.Component):
             m.d.sync += [busy.eq(0), done.eq(~error), events["done"].eq(events["done"] | ~error),
                          events["error"].eq(events["error"] | error)]
         with m.If(start):
-            m.d.sync += [busy.eq(1), done.eq(0), error.eq(0), values["ERROR_CODE", "code"].eq(0), cycles.eq(0)]
+            m.d.sync += [busy.eq(1), done.eq(0), cycles.eq(0)]
         with m.If(reset):
-            m.d.sync += [signal.eq(0) for signal in (busy, done, error, *events.values())]
+            m.d.sync += [signal.eq(0) for signal in (busy, done, error, values["ERROR_CODE", "code"],
+                                                       *events.values())]
         with m.If(slave.read & (slave.read_word == _word("CYCLES"))):
             m.d.sync += values["CYCLES_HIGH", "value"].eq(cycles[32:])
 

@@ -170,7 +170,7 @@ class WritePort(wiring.Component):
         m.d.comb += [
             self.axi.bready.eq(expected.output.valid), acknowledged.eq(self.axi.bvalid & self.axi.bready),
             expected.output.ready.eq(acknowledged), acknowledged_lines.eq(oldest.burst.extra + 1),
-            errors.sources[count].valid.eq(acknowledged & (self.axi.bresp != 0)),
+            errors.sources[count].valid.eq(acknowledged & (self.axi.bresp != 0) & ~halted),
             errors.sources[count].report.code.eq(ErrorCode.WRITE_FAILED),
             errors.sources[count].report.address.eq(oldest.burst.address << offset_bits),
             errors.sources[count].report.client.eq(oldest.client),

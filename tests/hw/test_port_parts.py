@@ -116,7 +116,7 @@ def test_error_latch_keeps_the_first_and_lowest():
         assert await report(ctx) == (1, 2, 100, 1)
         assert (await report(ctx, clear=1))[0] == 0
         assert await report(ctx, 2) == (1, 3, 200, 2)
-        assert await report(ctx, 0, clear=1) == (1, 1, 0, 0)
+        assert (await report(ctx, 0, clear=1))[0] == 0
 
     simulate(dut, bench)
 

@@ -278,7 +278,8 @@ def test_an_error_response_halts_and_drains(latency):
 
 @pytest.mark.parametrize("age", range(0, 60, 3))
 def test_soft_reset_at_any_time(age):
-    """Requests of both clients are in every stage when the reset comes; nothing of them appears afterwards."""
+    """Requests of both clients are in every stage when the reset comes; nothing of them appears afterwards, nor do
+    the error responses that memory still gives them."""
     test = Halting(latency=12)
 
     async def bench(ctx):
@@ -291,11 +292,14 @@ def test_soft_reset_at_any_time(age):
         ctx.set(test.dut.reset, 1)
         await ctx.tick()
         ctx.set(test.dut.reset, 0)
+        test.memory.failing.update(range(0x1000, 0x1800))
         for client in test.dut.clients:
             ctx.set(client.request.valid, 0)
         await ctx.tick()
         await test.until_quiet(ctx)
         assert not ctx.get(test.dut.clients[1].response.valid)
+        assert not ctx.get(test.dut.error)
+        test.memory.failing.clear()
         await test.resume(ctx)
 
     test.run(bench)
