@@ -65,6 +65,12 @@ def test_reader(core, pattern, width):
                 assert [*vector] == memory.load(place, (lanes,), TYPES[width]).tolist()
             lines = [place // config.line_bytes for place in places]
             assert memory.reads == [line for line, _ in itertools.groupby(lines)]
+            # A new run reads again what the last one held: it may have changed.
+            memory.bytes[places[-1]] ^= 0x55
+            run_setup(ctx, dut, width, places[-1], (1,) * LEVELS, (0,) * LEVELS)
+            await pulse(ctx, dut.start)
+            vector, = await stream_get(ctx, dut.vector, 1, stall=sink)
+            assert [*vector] == memory.load(places[-1], (lanes,), TYPES[width]).tolist()
 
     async def check(ctx):
         await stream_check(ctx, dut.vector)
