@@ -286,8 +286,27 @@ def order(seed: int, epoch: int, count: int) -> np.ndarray:
     return np.argsort(random.word(seed, epoch, random.SHUFFLE, np.arange(count)), kind="stable")
 
 
+AUGMENTATION_PADDING = 4
+
+
+def augment(images: np.ndarray, seed: int, epoch: int, indices: np.ndarray) -> np.ndarray:
+    """Shift each image by up to 4 pixels into zero padding and mirror half of them, by one word per sample and epoch.
+
+    Vertical and horizontal offsets 0..8 are (byte * 9) >> 8 of the word's bytes 0 and 1; its top bit mirrors.
+    """
+    words = random.word(seed, epoch, random.AUGMENTATION, indices).astype(np.int64)
+    span = 2 * AUGMENTATION_PADDING + 1
+    top, left = ((words & 0xFF) * span) >> 8, ((words >> 8 & 0xFF) * span) >> 8
+    n, h, w, _ = images.shape
+    pad = AUGMENTATION_PADDING
+    padded = np.pad(images, ((0, 0), (pad, pad), (pad, pad), (0, 0)))
+    columns = np.where((words >> 31)[:, None] == 1, np.arange(w)[::-1], np.arange(w)) + left[:, None]
+    rows = np.arange(h) + top[:, None]
+    return padded[np.arange(n)[:, None, None], rows[:, :, None], columns[:, None, :]]
+
+
 def batches(
-    dataset: Dataset, seed: int, epoch: int, batch: int, start: int = 0
+    dataset: Dataset, seed: int, epoch: int, batch: int, start: int = 0, augmented: bool = False
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Whole training batches (images, labels) of one epoch in contract order, from batch number `start`."""
     count = len(dataset.train_images)
@@ -295,7 +314,10 @@ def batches(
     indices = order(seed, epoch, count)
     for k in range(start, count // batch):
         chosen = indices[k * batch : (k + 1) * batch]
-        yield dataset.train_images[chosen], dataset.train_labels[chosen]
+        images = dataset.train_images[chosen]
+        if augmented:
+            images = augment(images, seed, epoch, chosen)
+        yield images, dataset.train_labels[chosen]
 
 
 def evaluation_batches(

@@ -352,6 +352,8 @@ class Sums:
 class Dfp(Execution):
     """Trains by dynamic fixed point. Option: `rounding` "stochastic" or "nearest", of activations and weights."""
 
+    options = ("rounding",)
+
     def __init__(self, method, description, seed, *, rounding: str = "stochastic", **options):
         if rounding not in ("stochastic", "nearest"):
             raise InputError(f"rounding must be stochastic or nearest, got {rounding!r}")

@@ -48,6 +48,7 @@ class Execution:
     """
 
     unsupported: tuple[type, ...] = ()
+    options: tuple[str, ...] = ()
 
     def __init__(self, method: str, description: Network, seed: int, *, batch: int | None = None):
         for layer in description.layers:
@@ -63,6 +64,7 @@ class Execution:
         self.data = data_set(description.data)
         self.seed = seed
         self.batch = None
+        self.chosen_options: dict = {}
         self.step_index = 0
         self.state: dict[str, tuple[np.ndarray, int]] = {}
         if batch is not None:

@@ -140,6 +140,7 @@ def narrow(master: np.ndarray) -> np.ndarray:
 class Niti(Execution):
     """Trains by NITI. Options: `weight_bits` 8 or 16 (wide masters), `bits` overrides the schedule."""
 
+    options = ("weight_bits", "bits")
     unsupported = (BatchNorm, Add, GlobalAveragePool)
 
     def __init__(self, method, description, seed, *, weight_bits: int = 8, bits: int | None = None, **options):

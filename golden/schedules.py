@@ -13,7 +13,15 @@ _WAGE = {  # log2 of the rate
     "wage-vgg7": ((0, 3), (200, 0), (250, -3)),
 }
 _WAGE_DEFAULT = ((0, 3), (5, 1), (8, 0))
-_DFP = {}  # (mantissa, exponent) of the rate, for float too
+_WITHOUT_NORM = ((0, (205, -13)), (6, (205, -15)), (8, (205, -16)))
+_DFP = {  # (mantissa, exponent) of the rate, for float too
+    "tiny-cnn": _WITHOUT_NORM,
+    "lenet": _WITHOUT_NORM,
+    "wage-lenet": _WITHOUT_NORM,
+    "bench-cnn": _WITHOUT_NORM,
+    "vgg-small-7": _WITHOUT_NORM,
+    "wage-vgg7": _WITHOUT_NORM,
+}
 _DFP_DEFAULT = ((0, (205, -11)), (6, (205, -13)), (8, (205, -14)))
 
 

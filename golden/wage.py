@@ -46,6 +46,13 @@ class Widths:
         if self.gradient <= self.weight:
             raise InputError(f"wage masters must be wider than weights, got {self.gradient} and {self.weight} bits")
 
+    @classmethod
+    def parse(cls, text: str) -> Widths:
+        """From the paper's notation: a hexadecimal digit each for weights, activations, gradients and errors."""
+        if len(text) != 4 or not set(text.upper()) <= set("0123456789ABCDEF"):
+            raise InputError(f"wage widths are four hexadecimal digits such as 2888, got {text!r}")
+        return cls(*(int(digit, 16) for digit in text))
+
 
 WIDTHS = Widths()
 
@@ -166,6 +173,7 @@ def blocks(description) -> tuple[Block, ...]:
 class Wage(Execution):
     """Trains a network by WAGE. Options: `widths`, `master_limit` (64, or 127 as the paper prints it)."""
 
+    options = ("widths", "master_limit")
     unsupported = (BatchNorm, Add, GlobalAveragePool)
 
     def __init__(
@@ -179,6 +187,7 @@ class Wage(Execution):
         **options,
     ):
         super().__init__(method, description, seed, **options)
+        widths = Widths.parse(widths) if isinstance(widths, str) else widths
         self.widths = widths
         full = (1 << (widths.gradient - 1)) - 1
         default = ((1 << (widths.weight - 1)) - 1) << (widths.gradient - widths.weight)
