@@ -64,7 +64,7 @@ def _ceil_log2_float(maximum: float) -> int:
     if maximum == 0:
         return 0
     fraction, exponent = np.frexp(maximum)
-    return int(exponent) - (fraction == 0.5)
+    return int(exponent) - int(fraction == 0.5)
 
 
 def requantize(acc, exponent: int, rounding=Rounding.NEAREST, minimum_shift: int = 1) -> tuple[np.ndarray, int]:
