@@ -142,7 +142,7 @@ class Fold(wiring.Component):
                                      until.eq(settings.fold_step_bytes)]
             with m.State("FLUSH"):
                 with m.If(slot != 0):
-                    m.d.comb += push.eq(accept)
+                    m.d.comb += push.eq(1)
                 with m.Elif(accept):
                     m.next = "IDLE"
         return m
