@@ -1,8 +1,8 @@
 """Shared control block between Python and the C++ loop: one description, both languages.
 
-The block is a small memory-mapped file. It starts with one 64-bit little-endian word per name of `FIELDS`, then
-`MESSAGE_BYTES` of text (the first protocol violation), then `MAX_REGIONS` pairs (address, bytes) of snapshot
-regions. `c_header()` gives the same layout to `main.cpp`, so that the two cannot differ.
+The block is a small memory-mapped file. It starts with one 64-bit little-endian word per name of `FIELDS`,
+then `MESSAGE_BYTES` of text (the first protocol violation), then `MAX_REGIONS` pairs (address, bytes) of
+snapshot regions. `c_header()` gives the same layout to `main.cpp`, so that the two cannot differ.
 """
 
 import mmap
@@ -71,16 +71,28 @@ assert len(FIELDS) <= HEADER_WORDS
 
 def c_header():
     """The layout as C++ text."""
-    lines = ["// Generated from sim/control.py", "#pragma once", "#include <cstdint>", "enum Field : unsigned {"]
+    lines = [
+        "// Generated from sim/control.py",
+        "#pragma once",
+        "#include <cstdint>",
+        "enum Field : unsigned {",
+    ]
     lines += [f"    F_{name} = {index}," for index, name in enumerate(FIELDS)]
-    lines += ["};", f"constexpr unsigned kHeaderWords = {HEADER_WORDS};",
-              f"constexpr unsigned kMessageBytes = {MESSAGE_BYTES};", f"constexpr unsigned kMaxRegions = {MAX_REGIONS};",
-              f"constexpr unsigned kControlBytes = {SIZE};", f"constexpr unsigned kSlotHeaderWords = {len(SLOT_HEADER)};", ""]
+    lines += [
+        "};",
+        f"constexpr unsigned kHeaderWords = {HEADER_WORDS};",
+        f"constexpr unsigned kMessageBytes = {MESSAGE_BYTES};",
+        f"constexpr unsigned kMaxRegions = {MAX_REGIONS};",
+        f"constexpr unsigned kControlBytes = {SIZE};",
+        f"constexpr unsigned kSlotHeaderWords = {len(SLOT_HEADER)};",
+        "",
+    ]
     return "\n".join(lines)
 
 
 class Control:
-    """The block in a file at `path`; every field of `FIELDS` is an integer attribute, read and written in place."""
+    """The block in a file at `path`; every field of `FIELDS` is an integer attribute, read and written in
+    place."""
 
     def __init__(self, path, *, create=False):
         path = Path(path)
@@ -91,7 +103,7 @@ class Control:
         words = np.frombuffer(view, "<u8")
         object.__setattr__(self, "_view", view)
         object.__setattr__(self, "_words", words[:HEADER_WORDS])
-        object.__setattr__(self, "_regions", words[(HEADER_WORDS * 8 + MESSAGE_BYTES) // 8:])
+        object.__setattr__(self, "_regions", words[(HEADER_WORDS * 8 + MESSAGE_BYTES) // 8 :])
         if create:
             self.step_address = NEVER
             self.latency = 1
@@ -112,7 +124,7 @@ class Control:
     def message(self):
         """Text of the first protocol violation, empty if there was none."""
         start = HEADER_WORDS * 8
-        return bytes(self._view[start:start + MESSAGE_BYTES]).split(b"\0")[0].decode(errors="replace")
+        return bytes(self._view[start : start + MESSAGE_BYTES]).split(b"\0")[0].decode(errors="replace")
 
     def set_regions(self, regions):
         """Set the (address, bytes) regions of a snapshot; returns the ring slot size they need."""
@@ -128,7 +140,7 @@ class Control:
 
     def get_regions(self):
         """The (address, bytes) regions of a snapshot."""
-        return self._regions[:2 * self.regions].reshape(-1, 2).tolist()
+        return self._regions[: 2 * self.regions].reshape(-1, 2).tolist()
 
 
 _INDEX = {name: index for index, name in enumerate(FIELDS)}

@@ -202,10 +202,8 @@ private:
     void begin_slot() {
         VerilatedVpi::callCbs(cbNextSimTime);
         settle_values();
-        if (VerilatedVpi::cbNextDeadline() <= now_) {
-            VerilatedVpi::callTimedCbs();
-            settle_values();
-        }
+        VerilatedVpi::callTimedCbs();
+        settle_values();
         VerilatedVpi::doInertialPuts();
         if (VerilatedVpi::evalNeeded()) top_->eval_step();
     }

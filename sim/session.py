@@ -50,14 +50,26 @@ class Session:
     async def cycles(self, count=1):
         """Let `count` clock cycles pass with Python awake."""
         from cocotb.triggers import RisingEdge
+
         for _ in range(count):
             await RisingEdge(self.dut.clk)
 
     async def reset(self, cycles=4):
         """Hold reset for `cycles` with an idle register port."""
         dut = self.dut
-        for name in ("awaddr", "awprot", "awvalid", "wdata", "wstrb", "wvalid", "bready", "araddr", "arprot", "arvalid",
-                     "rready"):
+        for name in (
+            "awaddr",
+            "awprot",
+            "awvalid",
+            "wdata",
+            "wstrb",
+            "wvalid",
+            "bready",
+            "araddr",
+            "arprot",
+            "arvalid",
+            "rready",
+        ):
             getattr(dut, f"s_axi_{name}").value = 0
         dut.rst.value = 1
         await self.cycles(cycles)
@@ -65,8 +77,10 @@ class Session:
         await self.cycles(2)
 
     async def _handshake(self, valids, response):
-        """Hold each valid of `valids` ({valid: ready}) until taken; returns once `response` (valid) was there too."""
+        """Hold each valid of `valids` ({valid: ready}) until taken; returns once `response` (valid) was
+        there too."""
         from cocotb.triggers import RisingEdge
+
         for valid in valids:
             valid.value = 1
         waiting = dict(valids)
@@ -88,12 +102,14 @@ class Session:
         dut.s_axi_wdata.value = value
         dut.s_axi_wstrb.value = 15
         dut.s_axi_bready.value = 1
-        await self._handshake({dut.s_axi_awvalid: dut.s_axi_awready, dut.s_axi_wvalid: dut.s_axi_wready},
-                              dut.s_axi_bvalid)
+        await self._handshake(
+            {dut.s_axi_awvalid: dut.s_axi_awready, dut.s_axi_wvalid: dut.s_axi_wready}, dut.s_axi_bvalid
+        )
         dut.s_axi_bready.value = 0
         if int(dut.s_axi_bresp.value):
-            raise SimulationError(f"the core refused to write register {address:#05x} (response "
-                                  f"{int(dut.s_axi_bresp.value)})")
+            raise SimulationError(
+                f"the core refused to write register {address:#05x} (response {int(dut.s_axi_bresp.value)})"
+            )
 
     async def read_register(self, address):
         """Value of a 32-bit register; raises on an error response."""
@@ -103,8 +119,9 @@ class Session:
         await self._handshake({dut.s_axi_arvalid: dut.s_axi_arready}, dut.s_axi_rvalid)
         dut.s_axi_rready.value = 0
         if int(dut.s_axi_rresp.value):
-            raise SimulationError(f"the core refused to read register {address:#05x} (response "
-                                  f"{int(dut.s_axi_rresp.value)})")
+            raise SimulationError(
+                f"the core refused to read register {address:#05x} (response {int(dut.s_axi_rresp.value)})"
+            )
         return int(dut.s_axi_rdata.value)
 
     async def ring(self, address, value=1):
@@ -118,6 +135,7 @@ class Session:
         Python and VPI do nothing meanwhile: only the C++ loop runs.
         """
         from cocotb.triggers import First, RisingEdge, Timer
+
         start = self.cycle
         if not int(self.dut.irq.value):
             self.control.sleep = 1
@@ -125,21 +143,24 @@ class Session:
             self.control.sleep = 0
         self.check_bus()
         if not int(self.dut.irq.value):
-            raise SimulationError(f"no interrupt after {limit} cycles (cycle {self.cycle}, last data beat at cycle "
-                                  f"{self.control.last_beat}, {self.control.steps} steps done)")
+            raise SimulationError(
+                f"no interrupt after {limit} cycles (cycle {self.cycle}, last data beat at cycle "
+                f"{self.control.last_beat}, {self.control.steps} steps done)"
+            )
         return self.cycle - start
 
     def check_bus(self):
         """Raise if the core broke the AXI protocol."""
         if self.control.violations:
-            raise SimulationError(f"the core broke the AXI protocol {self.control.violations} times, first: "
-                                  f"{self.control.message}")
+            raise SimulationError(
+                f"the core broke the AXI protocol {self.control.violations} times, first: {self.control.message}"
+            )
 
 
 @dataclass(frozen=True)
 class Result:
-    """What a simulation gave: the scenario's value, whether the user stopped it early, cycles, wall seconds, seconds
-    and cycles with Python asleep, bus counters, and the host's writes in order."""
+    """What a simulation gave: the scenario's value, whether the user stopped it early, cycles, wall
+    seconds, seconds and cycles with Python asleep, bus counters, and the host's writes in order."""
 
     value: object
     stopped: bool
@@ -158,18 +179,33 @@ class Result:
         return self.loop_cycles / self.loop_seconds if self.loop_seconds else 0.0
 
 
-def simulate(build, scenario, parameters=None, *, out, settings=MemorySettings(), plan=None, consumer=None,  # noqa: B008
-             prepare=None, keep=None, seed=1, waves=None, cycle_limit=0, progress=None):
+def simulate(
+    build,
+    scenario,
+    parameters=None,
+    *,
+    out,
+    settings=None,
+    plan=None,
+    consumer=None,
+    prepare=None,
+    keep=None,
+    seed=1,
+    waves=None,
+    cycle_limit=0,
+    progress=None,
+):
     """Run `scenario` ("package.module:function") on a build; returns a `Result` or raises `SimulationError`.
 
-    `out` is a folder for logs (and waves.fst). `prepare(memory)` fills the memory first, `keep(memory)` sees it at the
-    end. `consumer(snapshot)` gets every step snapshot in this process while the simulation goes on; what it raises
-    ends the run. `waves` = (first, last) cycle needs the debug flavour. `progress(control)` is called a few times a
-    second. Ctrl-C ends after the current doorbell, a second one at once.
+    `out` is a folder for logs (and waves.fst), `settings` the `MemorySettings`. `prepare(memory)` fills the
+    memory first, `keep(memory)` sees it at the end. `consumer(snapshot)` gets every step snapshot in this
+    process while the simulation goes on; what it raises ends the run. `waves` = (first, last) cycle needs the
+    debug flavour. `progress(control)` is called a few times a second. Ctrl-C ends after the current doorbell,
+    a second one at once.
     """
     out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
-    with RunFolder.create(settings, plan) as folder:
+    with RunFolder.create(settings or MemorySettings(), plan) as folder:
         block = folder.control
         block.cycle_limit = cycle_limit
         if waves:
@@ -177,31 +213,57 @@ def simulate(build, scenario, parameters=None, *, out, settings=MemorySettings()
         if prepare:
             prepare(folder.memory)
         before = [asdict(entry) for entry in folder.memory.log]
-        request = {"top": build.top, "build": str(build.folder), "scenario": scenario, "parameters": parameters or {},
-                   "seed": seed}
+        request = {
+            "top": build.top,
+            "build": str(build.folder),
+            "scenario": scenario,
+            "parameters": parameters or {},
+            "seed": seed,
+        }
         (folder.path / "request.json").write_text(json.dumps(request))
         start = time.monotonic()
-        code = _run(folder, out / "simulation.log", consumer, progress)
+        try:
+            code = _run(folder, out / "simulation.log", consumer, progress)
+        finally:
+            if (folder.path / "waves.fst").exists():
+                shutil.move(folder.path / "waves.fst", out / "waves.fst")
         seconds = time.monotonic() - start
-        if waves and (folder.path / "waves.fst").exists():
-            shutil.move(folder.path / "waves.fst", out / "waves.fst")
         answer = _answer(folder, out / "simulation.log", code)
         if keep:
             keep(folder.memory)
         writes = before + answer["host_writes"]
         with open(out / "host_writes.jsonl", "w") as file:
             file.writelines(json.dumps(entry) + "\n" for entry in writes)
-        return Result(answer["value"], block.stop > 0, block.cycle, seconds, block.loop_nanoseconds / 1e9,
-                      block.loop_cycles, block.read_beats, block.write_beats, block.hazards, block.steps, tuple(writes))
+        return Result(
+            answer["value"],
+            block.stop > 0,
+            block.cycle,
+            seconds,
+            block.loop_nanoseconds / 1e9,
+            block.loop_cycles,
+            block.read_beats,
+            block.write_beats,
+            block.hazards,
+            block.steps,
+            tuple(writes),
+        )
 
 
 def _clean_environment(folder):
-    """The environment of the simulation: what pytest, make or a user's cocotb settings left must not change it."""
-    environment = {key: value for key, value in os.environ.items()
-                   if not key.startswith(("COCOTB_", "PYTEST_", "MAKE", "MFLAGS", "GPI_")) and key not in ("WAVES", "GUI")}
+    """The environment of the simulation: what pytest, make or a user's cocotb settings left must not change
+    it."""
+    environment = {
+        key: value
+        for key, value in os.environ.items()
+        if not key.startswith(("COCOTB_", "PYTEST_", "MAKE", "MFLAGS", "GPI_")) and key not in ("WAVES", "GUI")
+    }
     paths = [str(ROOT), *(path for path in sys.path if path)]
-    environment |= {FOLDER: str(folder.path), "PYTHONPATH": os.pathsep.join(dict.fromkeys(paths)),
-                    "COCOTB_ANSI_OUTPUT": "0", "NO_COLOR": "1"}
+    environment |= {
+        FOLDER: str(folder.path),
+        "PYTHONPATH": os.pathsep.join(dict.fromkeys(paths)),
+        "COCOTB_ANSI_OUTPUT": "0",
+        "NO_COLOR": "1",
+    }
     return environment
 
 
@@ -209,8 +271,14 @@ def _run(folder, log_path, consumer, progress):
     """Start the launcher and stay beside it until it ends; returns its exit code."""
     block = folder.control
     with open(log_path, "w") as log:
-        process = subprocess.Popen([sys.executable, "-m", "sim.launch"], stdout=log, stderr=subprocess.STDOUT,
-                                   env=_clean_environment(folder), cwd=folder.path, start_new_session=True)
+        process = subprocess.Popen(
+            [sys.executable, "-m", "sim.launch"],
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            env=_clean_environment(folder),
+            cwd=folder.path,
+            start_new_session=True,
+        )
         try:
             while True:
                 try:
@@ -228,7 +296,11 @@ def _run(folder, log_path, consumer, progress):
                     block.stop += 1
                     if block.stop > 1:
                         raise
-                    print("\nstopping after the current doorbell (Ctrl-C again: now)", file=sys.stderr, flush=True)
+                    print(
+                        "\nstopping after the current doorbell (Ctrl-C again: now)",
+                        file=sys.stderr,
+                        flush=True,
+                    )
         except BaseException:
             block.stop = 2
             _end(process)

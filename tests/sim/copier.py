@@ -1,45 +1,83 @@
 """A small device with the core's top-level ports, to test the simulation infrastructure without the core.
 
-It copies BLOCKS blocks of BEATS data beats each from SOURCE to TARGET with bursts that never cross 4 KB, writes the
-number of blocks done to the word at STEP after every block, and raises the interrupt at the end or at a bus error.
+It copies BLOCKS blocks of BEATS data beats each from SOURCE to TARGET with bursts that never cross 4 KB,
+writes the number of blocks done to the word at STEP after every block, and raises the interrupt at the end
+or at a bus error.
 """
 
 from amaranth import C, Cat, Module, Mux, Signal
 from amaranth.back import verilog
 from amaranth.lib import wiring
 from amaranth.lib.wiring import In, Out
-
-SOURCE, TARGET, BEATS, BLOCKS, STEP, DOORBELL, STATUS = range(0, 28, 4)
-BUSY, DONE, ERROR = 1, 2, 4
+from scenarios import DOORBELL, STATUS
 
 
 class Copier(wiring.Component):
     """`beat_bytes` is the width of the AXI master's data; registers are the byte offsets above.
 
-    Writing DOORBELL starts, writing STATUS clears DONE, ERROR and the interrupt. One read burst of at most 16 beats
-    is in flight at a time and is written back before the next.
+    Writing DOORBELL starts, writing STATUS clears DONE, ERROR and the interrupt. One read burst of at most
+    16 beats is in flight at a time and is written back before the next. `broken` makes it misbehave: "crosses"
+    4 KB boundaries, is "eager" (ignores write responses), "drops" a waiting read request, marks the second
+    beat "last", or "changes" a waiting write beat.
     """
 
-    def __init__(self, beat_bytes):
+    def __init__(self, beat_bytes, broken=None):
         self._beat = beat_bytes
+        self._broken = broken
         width = 8 * beat_bytes
-        super().__init__({
-            "irq": Out(1),
-            "s_axi_awaddr": In(12), "s_axi_awprot": In(3), "s_axi_awvalid": In(1), "s_axi_awready": Out(1),
-            "s_axi_wdata": In(32), "s_axi_wstrb": In(4), "s_axi_wvalid": In(1), "s_axi_wready": Out(1),
-            "s_axi_bresp": Out(2), "s_axi_bvalid": Out(1), "s_axi_bready": In(1),
-            "s_axi_araddr": In(12), "s_axi_arprot": In(3), "s_axi_arvalid": In(1), "s_axi_arready": Out(1),
-            "s_axi_rdata": Out(32), "s_axi_rresp": Out(2), "s_axi_rvalid": Out(1), "s_axi_rready": In(1),
-            "m_axi_awid": Out(4), "m_axi_awaddr": Out(32), "m_axi_awlen": Out(8), "m_axi_awsize": Out(3),
-            "m_axi_awburst": Out(2), "m_axi_awvalid": Out(1), "m_axi_awready": In(1),
-            "m_axi_wdata": Out(width), "m_axi_wstrb": Out(beat_bytes), "m_axi_wlast": Out(1),
-            "m_axi_wvalid": Out(1), "m_axi_wready": In(1),
-            "m_axi_bid": In(4), "m_axi_bresp": In(2), "m_axi_bvalid": In(1), "m_axi_bready": Out(1),
-            "m_axi_arid": Out(4), "m_axi_araddr": Out(32), "m_axi_arlen": Out(8), "m_axi_arsize": Out(3),
-            "m_axi_arburst": Out(2), "m_axi_arvalid": Out(1), "m_axi_arready": In(1),
-            "m_axi_rid": In(4), "m_axi_rdata": In(width), "m_axi_rresp": In(2), "m_axi_rlast": In(1),
-            "m_axi_rvalid": In(1), "m_axi_rready": Out(1),
-        })
+        super().__init__(
+            {
+                "irq": Out(1),
+                "s_axi_awaddr": In(12),
+                "s_axi_awprot": In(3),
+                "s_axi_awvalid": In(1),
+                "s_axi_awready": Out(1),
+                "s_axi_wdata": In(32),
+                "s_axi_wstrb": In(4),
+                "s_axi_wvalid": In(1),
+                "s_axi_wready": Out(1),
+                "s_axi_bresp": Out(2),
+                "s_axi_bvalid": Out(1),
+                "s_axi_bready": In(1),
+                "s_axi_araddr": In(12),
+                "s_axi_arprot": In(3),
+                "s_axi_arvalid": In(1),
+                "s_axi_arready": Out(1),
+                "s_axi_rdata": Out(32),
+                "s_axi_rresp": Out(2),
+                "s_axi_rvalid": Out(1),
+                "s_axi_rready": In(1),
+                "m_axi_awid": Out(4),
+                "m_axi_awaddr": Out(32),
+                "m_axi_awlen": Out(8),
+                "m_axi_awsize": Out(3),
+                "m_axi_awburst": Out(2),
+                "m_axi_awvalid": Out(1),
+                "m_axi_awready": In(1),
+                "m_axi_wdata": Out(width),
+                "m_axi_wstrb": Out(beat_bytes),
+                "m_axi_wlast": Out(1),
+                "m_axi_wvalid": Out(1),
+                "m_axi_wready": In(1),
+                "m_axi_bid": In(4),
+                "m_axi_bresp": In(2),
+                "m_axi_bvalid": In(1),
+                "m_axi_bready": Out(1),
+                "m_axi_arid": Out(4),
+                "m_axi_araddr": Out(32),
+                "m_axi_arlen": Out(8),
+                "m_axi_arsize": Out(3),
+                "m_axi_arburst": Out(2),
+                "m_axi_arvalid": Out(1),
+                "m_axi_arready": In(1),
+                "m_axi_rid": In(4),
+                "m_axi_rdata": In(width),
+                "m_axi_rresp": In(2),
+                "m_axi_rlast": In(1),
+                "m_axi_rvalid": In(1),
+                "m_axi_rready": Out(1),
+            }
+        )
 
     def elaborate(self, platform):
         m = Module()
@@ -51,9 +89,12 @@ class Copier(wiring.Component):
 
         # AXI4-Lite slave: an access is taken when address (and data) are there and the response slot is free.
         write = Signal()
-        m.d.comb += [write.eq(self.s_axi_awvalid & self.s_axi_wvalid & ~self.s_axi_bvalid),
-                     self.s_axi_awready.eq(write), self.s_axi_wready.eq(write),
-                     self.s_axi_arready.eq(self.s_axi_arvalid & ~self.s_axi_rvalid)]
+        m.d.comb += [
+            write.eq(self.s_axi_awvalid & self.s_axi_wvalid & ~self.s_axi_bvalid),
+            self.s_axi_awready.eq(write),
+            self.s_axi_wready.eq(write),
+            self.s_axi_arready.eq(self.s_axi_arvalid & ~self.s_axi_rvalid),
+        ]
         with m.If(self.s_axi_bvalid & self.s_axi_bready):
             m.d.sync += self.s_axi_bvalid.eq(0)
         with m.If(self.s_axi_rvalid & self.s_axi_rready):
@@ -91,25 +132,37 @@ class Copier(wiring.Component):
         m.d.comb += [
             read_room.eq(page - read_at[log_beat:12]),
             write_room.eq(page - write_at[log_beat:12]),
-            self.m_axi_arsize.eq(log_beat), self.m_axi_awsize.eq(log_beat),
-            self.m_axi_arburst.eq(1), self.m_axi_awburst.eq(1),
-            self.m_axi_araddr.eq(read_at), self.m_axi_arlen.eq(length - 1), self.m_axi_awlen.eq(length - 1),
+            self.m_axi_arsize.eq(log_beat),
+            self.m_axi_awsize.eq(log_beat),
+            self.m_axi_arburst.eq(1),
+            self.m_axi_awburst.eq(1),
+            self.m_axi_araddr.eq(read_at),
+            self.m_axi_arlen.eq(length - 1),
+            self.m_axi_awlen.eq(length - 1),
             self.m_axi_awaddr.eq(write_at),
         ]
         chosen = 16
-        for limit in (left, read_room, write_room):
+        for limit in (left,) if self._broken == "crosses" else (left, read_room, write_room):
             chosen = Mux(limit < chosen, limit, chosen)
 
         with m.FSM():
             with m.State("IDLE"):
                 with m.If(start):
-                    m.d.sync += [busy.eq(1), read_at.eq(source), write_at.eq(target), left.eq(beats), block.eq(0)]
+                    m.d.sync += [
+                        busy.eq(1),
+                        read_at.eq(source),
+                        write_at.eq(target),
+                        left.eq(beats),
+                        block.eq(0),
+                    ]
                     m.next = "PLAN"
             with m.State("PLAN"):
                 m.d.sync += [length.eq(chosen), head.eq(0)]
                 m.next = "READ_ADDRESS"
             with m.State("READ_ADDRESS"):
-                m.d.comb += self.m_axi_arvalid.eq(1)
+                toggle = Signal()
+                m.d.sync += toggle.eq(~toggle)
+                m.d.comb += self.m_axi_arvalid.eq(toggle if self._broken == "drops" else 1)
                 with m.If(self.m_axi_arready):
                     m.next = "READ"
             with m.State("READ"):
@@ -133,20 +186,29 @@ class Copier(wiring.Component):
                 with m.Elif(self.m_axi_awready):
                     m.next = "WRITE"
             with m.State("WRITE"):
-                m.d.comb += [self.m_axi_wvalid.eq(1), self.m_axi_wstrb.eq(-1), self.m_axi_wlast.eq(head == length - 1)]
+                m.d.comb += [
+                    self.m_axi_wvalid.eq(1),
+                    self.m_axi_wstrb.eq(-1),
+                    self.m_axi_wlast.eq((head == 1) if self._broken == "last" else (head == length - 1)),
+                ]
+                if self._broken == "changes":
+                    m.d.comb += self.m_axi_wstrb.eq(Mux(self.m_axi_wready, -1, 1))
                 with m.Switch(head):
                     for index, entry in enumerate(buffer):
                         with m.Case(index):
                             m.d.comb += self.m_axi_wdata.eq(entry)
                 with m.If(self.m_axi_wready):
                     m.d.sync += head.eq(head + 1)
-                    with m.If(self.m_axi_wlast):
+                    with m.If(head == length - 1):
                         m.next = "RESPONSE"
             with m.State("RESPONSE"):
                 m.d.comb += self.m_axi_bready.eq(1)
-                with m.If(self.m_axi_bvalid):
-                    m.d.sync += [left.eq(left - length), read_at.eq(read_at + (length << log_beat)),
-                                 write_at.eq(write_at + (length << log_beat))]
+                with m.If(self.m_axi_bvalid | (self._broken == "eager")):
+                    m.d.sync += [
+                        left.eq(left - length),
+                        read_at.eq(read_at + (length << log_beat)),
+                        write_at.eq(write_at + (length << log_beat)),
+                    ]
                     m.next = "PLAN"
                     with m.If(self.m_axi_bresp != 0):
                         m.d.sync += [error.eq(1), busy.eq(0)]
@@ -155,14 +217,20 @@ class Copier(wiring.Component):
                         m.d.sync += block.eq(block + 1)
                         m.next = "STEP_ADDRESS"
             with m.State("STEP_ADDRESS"):
-                m.d.comb += [self.m_axi_awvalid.eq(1), self.m_axi_awlen.eq(0),
-                             self.m_axi_awaddr.eq(Cat(C(0, log_beat), step[log_beat:]))]
+                m.d.comb += [
+                    self.m_axi_awvalid.eq(1),
+                    self.m_axi_awlen.eq(0),
+                    self.m_axi_awaddr.eq(Cat(C(0, log_beat), step[log_beat:])),
+                ]
                 with m.If(self.m_axi_awready):
                     m.next = "STEP"
             with m.State("STEP"):
-                m.d.comb += [self.m_axi_wvalid.eq(1), self.m_axi_wlast.eq(1),
-                             self.m_axi_wstrb.eq(0xF << step[:log_beat]),
-                             self.m_axi_wdata.eq(block << (step[:log_beat] << 3))]
+                m.d.comb += [
+                    self.m_axi_wvalid.eq(1),
+                    self.m_axi_wlast.eq(1),
+                    self.m_axi_wstrb.eq(0xF << step[:log_beat]),
+                    self.m_axi_wdata.eq(block << (step[:log_beat] << 3)),
+                ]
                 with m.If(self.m_axi_wready):
                     m.next = "STEP_RESPONSE"
             with m.State("STEP_RESPONSE"):
@@ -176,5 +244,5 @@ class Copier(wiring.Component):
         return m
 
 
-def copier_verilog(beat_bytes):
-    return verilog.convert(Copier(beat_bytes), name="intrain", emit_src=False)
+def copier_verilog(beat_bytes, broken=None):
+    return verilog.convert(Copier(beat_bytes, broken), name="intrain", emit_src=False)
