@@ -400,7 +400,7 @@ class Dfp(Execution):
         return random.words(self.seed, self.step_index, random.stream(index, purpose), shape, offset)
 
     def _quantize(self, tensor: Sums, training: bool, forward: bool = True) -> tuple[np.ndarray, int]:
-        """The int8 form of a tensor; errors always round stochastically, activations as chosen, inference to nearest."""
+        """The int8 form of a tensor. Errors round stochastically, activations as chosen, inference to nearest."""
         if tensor.quantized is None:
             draw = None
             if tensor.stream is not None and training and (self.stochastic or not forward):

@@ -202,7 +202,8 @@ def max_pool(x: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray]:
     y = taps[0].copy()
     choice = np.zeros(y.shape, np.uint8)
     for k, tap in enumerate(taps[1:], 1):
-        np.copyto(choice, np.uint8(k), where=tap > y)
+        # k grows, so the latest larger tap is the largest k.
+        np.maximum(choice, (tap > y).view(np.uint8) * np.uint8(k), out=choice)
         np.maximum(y, tap, out=y)
     return y, choice
 

@@ -21,16 +21,29 @@ def _operand(x, shift: int) -> np.ndarray:
 # int32).
 
 
-def _signed(x, magnitude):
-    return np.where(x < 0, -magnitude, magnitude)
+def _sign(x):
+    """-1 where x is negative, else 0: (m ^ sign) - sign negates m there."""
+    return x >> (8 * x.dtype.itemsize - 1)
+
+
+def _magnitude(x, sign):
+    return (x ^ sign) - sign
 
 
 def _truncate(x, shift):
-    return _signed(x, np.abs(x) >> shift)
+    sign = _sign(x)
+    return _magnitude(_magnitude(x, sign) >> shift, sign)
 
 
 def _nearest(x, shift):
-    return _signed(x, (np.abs(x) + ((1 << shift) >> 1)) >> shift)
+    # -((-x + half) >> shift) is (x + half - 1) >> shift.
+    if shift == 0:
+        return x.copy()
+    rounded = _sign(x)
+    rounded += x
+    rounded += 1 << (shift - 1)
+    rounded >>= shift
+    return rounded
 
 
 def _half_up(x, shift):
@@ -40,35 +53,48 @@ def _half_up(x, shift):
 def _half_even(x, shift):
     if shift <= 0:
         return x << -shift
-    return (x + ((x >> shift) & 1) + ((1 << (shift - 1)) - 1)) >> shift
+    rounded = (x >> shift) & 1
+    rounded += x
+    rounded += (1 << (shift - 1)) - 1
+    rounded >>= shift
+    return rounded
 
 
 def _pseudo_stochastic(x, shift):
-    magnitude = np.abs(x)
+    sign = _sign(x)
+    magnitude = _magnitude(x, sign)
     half = shift // 2
     probability = (magnitude & ((1 << shift) - 1)) >> half
     threshold = (magnitude & ((1 << half) - 1)) << (shift & 1)
-    return _signed(x, (magnitude >> shift) + (probability > threshold))
+    magnitude >>= shift
+    magnitude += probability > threshold
+    return _magnitude(magnitude, sign)
 
 
 def _stochastic_magnitude(x, shift, draw):
-    magnitude = np.abs(x)
+    sign = _sign(x)
+    magnitude = _magnitude(x, sign)
     up = (magnitude & ((1 << shift) - 1)) > draw.astype(x.dtype, copy=False)
-    return _signed(x, (magnitude >> shift) + up)
+    return _magnitude((magnitude >> shift) + up, sign)
 
 
 def _stochastic(x, shift, draw):
     # The top `shift` bits: shifted as 32-bit words, so that a shift of 0 keeps none of them.
-    noise = draw.astype(np.uint32, copy=False) >> np.uint32(32 - shift) if shift else np.uint32(0)
-    return (x + noise.astype(x.dtype)) >> shift
+    if shift == 0:
+        return x.copy()
+    noise = (draw.astype(np.uint32, copy=False) >> np.uint32(32 - shift)).astype(x.dtype)
+    noise += x
+    noise >>= shift
+    return noise
 
 
 def _stochastic_16(x, shift, draw):
-    magnitude = np.abs(x)
+    sign = _sign(x)
+    magnitude = _magnitude(x, sign)
     discarded = magnitude & ((1 << shift) - 1)
     draw = draw.astype(x.dtype, copy=False)
     up = (discarded > draw << (shift - 16)) if shift >= 16 else (discarded << (16 - shift) > draw)
-    return _signed(x, (magnitude >> shift) + up)
+    return _magnitude((magnitude >> shift) + up, sign)
 
 
 # The same rules as functions of any integer array: int64 results.

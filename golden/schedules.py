@@ -6,6 +6,7 @@ from golden.errors import InputError
 
 # (first epoch, value)
 _NITI = {  # bits of the largest weight update
+    "lenet": ((0, 5), (2, 4), (4, 3), (6, 2)),
     "vgg-small-7": ((0, 5), (100, 4), (150, 3)),
 }
 _NITI_DEFAULT = ((0, 5), (4, 4), (7, 3))

@@ -257,7 +257,8 @@ def _train_epoch(network, dataset, steps, history, digests, lines, stop, progres
             )
         lines.write(json.dumps(line) + "\n")
         progress.update(
-            f"epoch {epoch} step {network.step_index}/{steps} loss {loss:.4f} accuracy {accuracy:.4f} {rate:.0f} samples/s"
+            f"epoch {epoch} step {network.step_index}/{steps} loss {loss:.4f} accuracy {accuracy:.4f} "
+            f"{rate:.0f} samples/s"
         )
         if done or stop.requested:
             break
