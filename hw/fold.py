@@ -66,7 +66,8 @@ class Fold(wiring.Component):
 
         # The last kernel_bytes bytes, oldest first; bytes beyond stay zero.
         window = [Signal(8, name=f"window{k}") for k in range(window_bytes(self.config))]
-        shift, byte = Signal(), Signal(8)
+        shift = Signal()
+        byte = Signal(8)
         with m.If(self.start):
             m.d.sync += [place.eq(0) for place in window]
         with m.Elif(shift):
@@ -77,8 +78,10 @@ class Fold(wiring.Component):
                     m.d.sync += place.eq(window[k + 1] if k + 1 < len(window) else 0)
 
         # Packing: four vectors a line.
-        push, pushed = Signal(), Signal(8 * vector)
-        full, slot = Signal(), Signal(2)
+        push = Signal()
+        pushed = Signal(8 * vector)
+        full = Signal()
+        slot = Signal(2)
         accept = Signal()
         m.d.comb += [self.packed.valid.eq(full), accept.eq(~full | self.packed.ready)]
         with m.If(push):
@@ -97,8 +100,10 @@ class Fold(wiring.Component):
             m.d.comb += [push.eq(1), pushed.eq(slices[index])]
             m.d.sync += [index.eq(Mux(last_slice, 0, index + 1)), emitting.eq(~last_slice)]
 
-        skip_left, pad_left = Signal.like(settings.fold_skip), Signal.like(settings.fold_pad_bytes)
-        row_left, rows_left = Signal.like(settings.fold_row_bytes), Signal.like(settings.fold_rows)
+        skip_left = Signal.like(settings.fold_skip)
+        pad_left = Signal.like(settings.fold_pad_bytes)
+        row_left = Signal.like(settings.fold_row_bytes)
+        rows_left = Signal.like(settings.fold_rows)
         columns_left = Signal.like(settings.fold_columns)
         until = Signal.like(settings.fold_kernel_bytes)      # bytes until the next window is complete
         m.d.comb += self.busy.eq(1)

@@ -93,8 +93,10 @@ class OperandBuffer(wiring.Component):
 
         # Bank accounting. `lead` is the number of loads begun minus the number of advances: 0 = the latest
         # load is current, 1 = it runs ahead of the current one, below 0 = the current one has not begun.
-        lead, fresh = Signal(signed(5)), Signal(init=1)
-        current, target = Signal(init=1), Signal()
+        lead = Signal(signed(5))
+        fresh = Signal(init=1)
+        current = Signal(init=1)
+        target = Signal()
         begin = Signal()
         m.d.sync += lead.eq(lead + begin - self.advance)
         with m.If(self.advance):
@@ -146,7 +148,8 @@ class OperandBuffer(wiring.Component):
             self.available.eq(~fresh & ((lead > 0) | ((lead == 0) & ((line < level) | ~self.busy)))),
             read.addr.eq(Cat(line, current)), read.en.eq(self.read),
         ]
-        choice, fetched = Signal(slice_bits), Signal()
+        choice = Signal(slice_bits)
+        fetched = Signal()
         m.d.sync += [choice.eq(self.address[:slice_bits]), fetched.eq(self.read)]
         with m.If(fetched):
             m.d.sync += self.data.eq(Array(read.data.word_select(k, 8 * self.lanes)

@@ -87,8 +87,11 @@ class WeightRing(wiring.Component):
 
         # Ring pointers have one bit more than the index: requested - freed lines are reserved.
         pointer = ring_bits + 1
-        requested, written, freed = Signal(pointer), Signal(pointer), Signal(pointer)
-        reserved, present = Signal(pointer), Signal(pointer)
+        requested = Signal(pointer)
+        written = Signal(pointer)
+        freed = Signal(pointer)
+        reserved = Signal(pointer)
+        present = Signal(pointer)
         m.d.comb += [reserved.eq(requested - freed), present.eq(written - freed)]
 
         # Requests.
@@ -129,9 +132,13 @@ class WeightRing(wiring.Component):
         # Shifting: `left` counts the rows still to read, `pause` the cycles until the array permits a tile.
         record = data.View(record_layout, records.r_data)
         rows = Signal(range(config.vector + 1))
-        lines, part = Signal(range(config.vector // 4 + 1)), Signal.like(record.part)
-        left, pause = Signal(range(config.vector + 1)), Signal(range(config.vector + self.feed_latency - 4))
-        fetching, free, start = Signal(), Signal(), Signal()
+        lines = Signal(range(config.vector // 4 + 1))
+        part = Signal.like(record.part)
+        left = Signal(range(config.vector + 1))
+        pause = Signal(range(config.vector + self.feed_latency - 4))
+        fetching = Signal()
+        free = Signal()
+        start = Signal()
         row = Signal(range(config.vector))
         m.d.comb += [
             fetching.eq(records.r_rdy | fsm.ongoing("REQUEST")),
@@ -160,7 +167,8 @@ class WeightRing(wiring.Component):
         with m.Elif(pause != 0):
             m.d.sync += pause.eq(pause - 1)
 
-        choice, fetched = Signal(2 + vector_bits - narrow_bits), Signal()
+        choice = Signal(2 + vector_bits - narrow_bits)
+        fetched = Signal()
         m.d.sync += [choice.eq(Cat(part, row[:2])), fetched.eq(left != 0), self.shift.eq(fetched)]
         with m.If(fetched):
             vectors = [read.data.word_select(k, 8 * config.vector) for k in range(4)]
