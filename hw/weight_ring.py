@@ -47,9 +47,9 @@ class WeightRing(wiring.Component):
         one could shift but has not arrived; one is ready and not taken.
 
     Timing, with ``take`` in cycle 0: the boundary is at the array in cycle L = feed_latency; the next
-    tile's n vectors at the earliest in cycles L + n - 1 to L + 2n - 2 (the array's contract,
-    docs/core.md); its ``ready`` rises in cycle 2n - 1, so that its boundary may follow its last vector at
-    once. Requests: one per cycle and two idle cycles per command.
+    tile's n vectors at the earliest in cycles L + n to L + 2n - 1 (the array's contract,
+    docs/core.md); its ``ready`` rises in cycle 2n - 1, so that its boundary may come with its last
+    vector. Requests: one per cycle and two idle cycles per command.
     """
 
     def __init__(self, config: CoreConfig, *, feed_latency: int = FEED_LATENCY):
@@ -72,12 +72,13 @@ class WeightRing(wiring.Component):
         narrow = min(config.rows, config.columns)
         narrow_bits, vector_bits = (narrow - 1).bit_length(), (config.vector - 1).bit_length()
         parts = config.vector // narrow
+        part_bits = vector_bits - narrow_bits        # may be 0, which a Verilog signal cannot have
         ring_bits = (config.weight_lines - 1).bit_length()
         m.submodules.nest = nest = LoopNest(5, {"address": ADDRESS_BITS})
         m.submodules.ram = ram = Memory(shape=config.line_bits, depth=config.weight_lines, init=[])
         write, read = ram.write_port(), ram.read_port()
         # One record per requested tile that was not shifted; the ring never holds more tiles than this.
-        record_layout = data.StructLayout({"forward": 1, "part": vector_bits - narrow_bits})
+        record_layout = data.StructLayout({"forward": 1, "part": max(1, part_bits)})
         m.submodules.records = records = SyncFIFO(width=record_layout.size,
                                                   depth=config.weight_lines // (narrow // 4))
 
@@ -160,16 +161,16 @@ class WeightRing(wiring.Component):
             with m.If(left == 1):
                 m.d.sync += freed.eq(freed + lines)
         # From a row's read to its arrival at the array pass two cycles; those after `take` count for it.
-        with m.If(left == self.feed_latency - 1):
+        with m.If(left == self.feed_latency):
             m.d.sync += self.ready.eq(1)
         with m.Elif(self.take):
-            m.d.sync += [self.ready.eq(0), pause.eq(rows + self.feed_latency - 5)]
+            m.d.sync += [self.ready.eq(0), pause.eq(rows + self.feed_latency - 4)]
         with m.Elif(pause != 0):
             m.d.sync += pause.eq(pause - 1)
 
-        choice = Signal(2 + vector_bits - narrow_bits)
+        choice = Signal(2 + part_bits)
         fetched = Signal()
-        m.d.sync += [choice.eq(Cat(part, row[:2])), fetched.eq(left != 0), self.shift.eq(fetched)]
+        m.d.sync += [choice.eq(Cat(part[:part_bits], row[:2])), fetched.eq(left != 0), self.shift.eq(fetched)]
         with m.If(fetched):
             vectors = [read.data.word_select(k, 8 * config.vector) for k in range(4)]
             m.d.sync += self.vector.eq(Array(vector[8 * narrow * k:] for vector in vectors
