@@ -136,7 +136,7 @@ class WeightRing(wiring.Component):
         lines = Signal(range(config.vector // 4 + 1))
         part = Signal.like(record.part)
         left = Signal(range(config.vector + 1))
-        pause = Signal(range(config.vector + self.feed_latency - 4))
+        pause = Signal(range(config.vector + self.feed_latency - 3))
         fetching = Signal()
         free = Signal()
         start = Signal()

@@ -71,6 +71,15 @@ async def _array(ctx, dut, tiles, *, stall=lambda: False, disable=lambda: False)
     cycle = checked = 0
     while checked < len(tiles):
         coming = tiles[min(len(takes), len(tiles) - 1)][0]
+        changing = bool(takes) and coming != tiles[len(takes) - 1][0] and cycle < max(drained, takes[-1] + 10)
+        enable = not changing and not disable()
+        ctx.set(dut.enable, enable)
+        enabled.append(enable)
+        if ctx.get(dut.shift):
+            assert checked < len(tiles), "a tile too many"
+            assert not checked or cycle >= boundary + _rows(config, tiles[checked][0]), "shift too early"
+            assert rows or enabled[cycle - 3], "tile began while not enabled"
+            rows.append(ctx.get(dut.vector))
         if takes and cycle == takes[-1] + latency:
             mode, expected = tiles[checked]
             lanes = _lanes(config, mode)
@@ -78,15 +87,6 @@ async def _array(ctx, dut, tiles, *, stall=lambda: False, disable=lambda: False)
             np.testing.assert_array_equal(got, expected, f"tile {checked}")
             rows, boundary, checked = [], cycle, checked + 1
             drained = cycle + 3 * config.vector
-        changing = bool(takes) and coming != tiles[len(takes) - 1][0] and cycle < max(drained, takes[-1] + 10)
-        enable = not changing and not disable()
-        ctx.set(dut.enable, enable)
-        enabled.append(enable)
-        if ctx.get(dut.shift):
-            assert checked < len(tiles), "a tile too many"
-            assert not checked or cycle >= boundary + _rows(config, tiles[checked][0]) - 1, "shift too early"
-            assert rows or enabled[cycle - 3], "tile began while not enabled"
-            rows.append(ctx.get(dut.vector))
         take = bool(ctx.get(dut.ready)) and not stall()
         ctx.set(dut.take, take)
         if take:
