@@ -64,7 +64,7 @@ class ReadPort(wiring.Component):
             "clients": In(ReadClient(config)).array(len(depths)), "axi": Out(Axi4Read(config)),
             "window_base": In(ADDRESS_BITS), "window_limit": In(ADDRESS_BITS), "reset": In(1), "clear": In(1),
             "error": Out(1), "error_code": Out(ERROR_BITS), "error_address": Out(ADDRESS_BITS),
-            "error_client": Out(range(len(depths))), "quiet": Out(1)})
+            "error_client": Out(CLIENT_BITS), "quiet": Out(1)})
 
     def elaborate(self, platform):
         m = Module()
@@ -78,7 +78,7 @@ class ReadPort(wiring.Component):
         m.submodules.arbiter = arbiter = RoundRobin(count)
         m.submodules.addresses = addresses = Fifo(burst_layout(self.config), 4)
         # Bursts whose data is to come: client, and the line address for error reports.
-        expected_shape = data.StructLayout({"address": address_bits, "client": range(count)})
+        expected_shape = data.StructLayout({"address": address_bits, "client": CLIENT_BITS})
         m.submodules.expected = expected = Fifo(expected_shape, OUTSTANDING_LINES)
 
         halted, outstanding = Signal(), Signal(range(OUTSTANDING_LINES + 1))
@@ -93,7 +93,7 @@ class ReadPort(wiring.Component):
             m.d.sync += halted.eq(0)
 
         # The line that arrived last, for one cycle.
-        line, line_client, line_valid = Signal(self.config.line_bits), Signal(range(count)), Signal()
+        line, line_client, line_valid = Signal(self.config.line_bits), Signal(CLIENT_BITS), Signal()
         coalescers = []
         for i, (client, depth) in enumerate(zip(self.clients, self.depths, strict=True)):
             coalescer = Coalescer(self.config, READ_PATIENCE)
@@ -153,7 +153,8 @@ class ReadPort(wiring.Component):
         ]
 
         # Assemble beats into lines. Every beat is taken: room was reserved.
-        beat, index = Signal(range(beats)), Signal(range(BURST_LINES))
+        beat = Signal(range(beats)) if beats > 1 else Const(0, 1)
+        index = Signal(range(BURST_LINES))
         taken, line_end = Signal(), Signal()
         m.d.comb += [
             self.axi.rready.eq(expected.output.valid), taken.eq(self.axi.rvalid & self.axi.rready),
@@ -167,9 +168,11 @@ class ReadPort(wiring.Component):
         m.d.sync += line_valid.eq(line_end)
         with m.If(taken):
             m.d.sync += [line.word_select(beat, 8 * self.config.beat_bytes).eq(self.axi.rdata),
-                         line_client.eq(expected.output.payload.client), beat.eq(beat + 1)]
+                         line_client.eq(expected.output.payload.client)]
+            if beats > 1:
+                m.d.sync += beat.eq(beat + 1)      # wraps: a power of two
         with m.If(line_end):
-            m.d.sync += [beat.eq(0), index.eq(Mux(self.axi.rlast, 0, index + 1))]
+            m.d.sync += index.eq(Mux(self.axi.rlast, 0, index + 1))
         extra = addresses.input.payload.extra
         m.d.sync += outstanding.eq(outstanding + Mux(issued, extra + 1, 0) - line_end)
         return m

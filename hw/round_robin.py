@@ -23,11 +23,12 @@ class RoundRobin(wiring.Component):
         if count < 1:
             raise ValueError(f"round robin needs at least one requester, not {count}")
         self.count = count
-        super().__init__({"requests": In(count), "advance": In(1), "valid": Out(1), "choice": Out(range(count))})
+        super().__init__({"requests": In(count), "advance": In(1),
+                          "valid": Out(1), "choice": Out(range(max(count, 2)))})
 
     def elaborate(self, platform):
         m = Module()
-        last = Signal(range(self.count))
+        last = Signal(range(max(self.count, 2)))
         m.d.comb += self.valid.eq(self.requests.any())
         with m.Switch(last):
             for k in range(self.count):

@@ -60,7 +60,7 @@ class WritePort(wiring.Component):
             "clients": In(WriteClient(config)).array(clients), "axi": Out(Axi4Write(config)),
             "window_base": In(ADDRESS_BITS), "window_limit": In(ADDRESS_BITS), "reset": In(1), "clear": In(1),
             "error": Out(1), "error_code": Out(ERROR_BITS), "error_address": Out(ADDRESS_BITS),
-            "error_client": Out(range(clients)), "quiet": Out(1)})
+            "error_client": Out(CLIENT_BITS), "quiet": Out(1)})
 
     def elaborate(self, platform):
         m = Module()
@@ -70,7 +70,7 @@ class WritePort(wiring.Component):
         beats = config.line_bytes // config.beat_bytes
 
         burst = burst_layout(config)
-        order = data.StructLayout({"client": range(count), "burst": burst})
+        order = data.StructLayout({"client": CLIENT_BITS, "burst": burst})
         body = data.StructLayout({"data": config.line_bits, "strobe": config.line_bytes})
         m.submodules.window = window = Window(config, count)
         m.submodules.errors = errors = ErrorLatch(count + 1)
@@ -142,7 +142,7 @@ class WritePort(wiring.Component):
         ]
 
         # Send the data of the first burst in line, a beat per cycle, from its client's buffer.
-        beat, sent = Signal(range(beats)), Signal(range(BURST_LINES))
+        beat, sent = Signal(range(beats)) if beats > 1 else Const(0, 1), Signal(range(BURST_LINES))
         current, line = sending.output.payload, Signal(body)
         next_beat, line_end, burst_end = Signal(), Signal(), Signal()
         m.d.comb += [
@@ -161,8 +161,9 @@ class WritePort(wiring.Component):
                 self.axi.wvalid.eq(1), self.axi.wlast.eq(burst_end),
                 self.axi.wdata.eq(line.data.word_select(beat, 8 * config.beat_bytes)),
                 self.axi.wstrb.eq(line.strobe.word_select(beat, config.beat_bytes)),
-                beat.eq(Mux(line_end, 0, beat + 1)),
             ]
+            if beats > 1:
+                m.d.sync += beat.eq(beat + 1)      # wraps: a power of two
             with m.If(line_end):
                 m.d.sync += sent.eq(Mux(burst_end, 0, sent + 1))
 
