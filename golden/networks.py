@@ -211,8 +211,9 @@ class Network:
                 )
             for f in fields(layer):
                 value = getattr(layer, f.name)
-                if f.name in ("channels", "kernel", "stride", "size", "features") and value < 1:
-                    raise InputError(f"{name}: {f.name} must be at least 1, got {value}")
+                least = {"channels": 1, "kernel": 1, "stride": 1, "size": 1, "features": 1, "padding": 0}.get(f.name)
+                if least is not None and value < least:
+                    raise InputError(f"{name}: {f.name} must be at least {least}, got {value}")
             shapes[name] = layer.infer(shape)
             layers.append(replace(layer, input_shape=shape, output_shape=shapes[name]))
             index += layer.has_parameters

@@ -11,6 +11,7 @@ import os
 import signal
 import sys
 import time
+import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -122,7 +123,7 @@ def load_checkpoint(out: Path) -> tuple[Execution, bool]:
             network.state[name] = array, about["exponents"][name]
         network.step_index = about["step"]
         return network, about["augment"]
-    except (OSError, ValueError, KeyError, EOFError) as error:
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
         raise InputError(f"{path} is damaged ({error}): start the run again") from None
 
 

@@ -69,7 +69,9 @@ def test_words_are_uniform_and_every_bit_is_fair():
         assert abs(np.mean(w >> bit & 1) - 0.5) < 5 * 0.5 / np.sqrt(COUNT), bit
 
 
-@pytest.mark.parametrize("other", [(4, 2, 1), (19, 2, 1), (3, 3, 1), (3, 2, 2)], ids=["purpose", "layer", "step", "seed"])
+@pytest.mark.parametrize(
+    "other", [(4, 2, 1), (19, 2, 1), (3, 3, 1), (3, 2, 2)], ids=["purpose", "layer", "step", "seed"]
+)
 def test_streams_steps_and_seeds_do_not_correlate(other):
     assert abs(np.mean(_signs() * _signs(*other)) * 3) < 5 / np.sqrt(COUNT)
 
