@@ -47,3 +47,24 @@ def plot_training(out: Path) -> Path:
     figure.savefig(path, dpi=120)
     plt.close(figure)
     return path
+
+
+def plot_accuracy(rows: list[dict], out: Path) -> Path:
+    """Mean and spread of test accuracy per method, a panel per network and data set: `accuracy.png`."""
+    groups: dict[str, list[dict]] = {}
+    for row in rows:
+        groups.setdefault(f"{row['model']}, {row['data']}\n{row['epochs']} epochs", []).append(row)
+    figure, panels = plt.subplots(1, len(groups), figsize=(3.2 * len(groups), 3.6), layout="constrained", squeeze=False)
+    for axes, (title, members) in zip(panels[0], groups.items(), strict=True):
+        for position, row in enumerate(members):
+            axes.errorbar(position, 100 * row["mean"], 100 * row["deviation"], fmt="o", capsize=4)
+            axes.plot([position] * len(row["accuracies"]), [100 * a for a in row["accuracies"]], ".", color="0.6")
+        axes.set_xticks(range(len(members)), [row["method"] for row in members], rotation=40)
+        axes.set_title(title, fontsize=10)
+        axes.margins(x=0.2)
+        axes.grid(axis="y", alpha=0.3)
+    panels[0][0].set_ylabel("test accuracy %")
+    path = Path(out) / "accuracy.png"
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
+    return path

@@ -351,7 +351,7 @@ def test_residual_network_record_and_fork_of_errors():
 
 
 def test_gradients_of_a_residual_network_agree_with_real_arithmetic():
-    """Direction and size, exponents included, from the same weights; int8 rounding through six layers costs the rest."""
+    """Direction and size, exponents included, from the same weights."""
     digits = data.load("digits")
     images, labels = digits.train_images[:64], digits.train_labels[:64]
     integer, real = build("dfp", "tiny-resnet", 1, batch=64), build("float", "tiny-resnet", 1, batch=64)
