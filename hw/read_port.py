@@ -127,12 +127,12 @@ class ReadPort(wiring.Component):
             with m.If(halted):
                 m.d.sync += reserved.eq(0)
             with m.Else():
-                m.d.sync += reserved.eq(reserved + (accepted & window.inside[i]) - taken)
+                m.d.sync += reserved.eq(reserved + accepted - taken)
 
         # Choose a burst per cycle, remember whose it is, and queue it for the address channel.
         may_issue, issued = Signal(), Signal()
         m.d.comb += [
-            may_issue.eq(~halted & addresses.input.ready & (outstanding <= OUTSTANDING_LINES - BURST_LINES)),
+            may_issue.eq(addresses.input.ready & (outstanding <= OUTSTANDING_LINES - BURST_LINES)),
             issued.eq(arbiter.valid & may_issue), arbiter.advance.eq(may_issue),
             addresses.input.valid.eq(issued), expected.input.valid.eq(issued),
             expected.input.payload.client.eq(arbiter.choice),
