@@ -82,7 +82,7 @@ class Sequencer(wiring.Component):
     product, vector : word streams to the engines; `address` is the byte address of the descriptor being issued.
     engines_idle : In(1) everything issued is complete.
     iteration : Out(1) pulse: a new iteration begins, completion counts restart at zero.
-    step_done : Out(1) pulse: an iteration has ended.
+    step_done : Out(1) pulse: an iteration that is a training step has ended.
     running : Out(1). finished : Out(1) pulse at END. illegal : Out(1) pulse, with `address` naming the descriptor.
     """
 
@@ -133,7 +133,7 @@ class Sequencer(wiring.Component):
             return word[bit:bit + field.bits]
 
         bases = Array(Signal(ADDRESS_BITS, name=f"base{k}") for k in range(BASES))
-        count, target, iteration = Signal(32), Signal(ADDRESS_BITS), Signal(32)
+        count, target, iteration, is_step = Signal(32), Signal(ADDRESS_BITS), Signal(32), Signal()
         legal = Signal()
 
         # The word as the engine gets it: base registers added to the addresses that take them.
@@ -208,6 +208,8 @@ class Sequencer(wiring.Component):
                         m.d.sync += target.eq(word)
                     with m.If(index == table["loop", "count"][0]):
                         m.d.sync += count.eq(word)
+                    with m.If(index == table["loop", "step"][0]):
+                        m.d.sync += is_step.eq(word[0])
                     for k in range(1, BASES):
                         with m.If(index == table["loop", f"increment{k}"][0]):
                             m.d.sync += bases[k].eq(bases[k] + word)
@@ -217,7 +219,7 @@ class Sequencer(wiring.Component):
                         m.next = "ILLEGAL"
             with m.State("BARRIER"):
                 with m.If(self.engines_idle):
-                    m.d.comb += [self.iteration.eq(1), self.step_done.eq(1)]
+                    m.d.comb += [self.iteration.eq(1), self.step_done.eq(is_step)]
                     m.d.sync += iteration.eq(iteration + 1)
                     with m.If(iteration + 1 < count):
                         m.d.sync += fetching.eq(0)

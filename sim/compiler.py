@@ -145,11 +145,13 @@ def geometry(layer: Conv2d | Linear, batch: int, shape: tuple[int, int, int], fi
 
 
 class _Compiler:
-    def __init__(self, config: CoreConfig, network: Niti, batch: int, steps: int):
+    def __init__(self, config: CoreConfig, network: Niti, batch: int, capacity: int, steps: int):
         if not isinstance(network, Niti):
             raise CompileError(f"the core does not run method {network.method!r}; it runs {', '.join(MODES)}")
         self.config, self.network = config, network
-        self.batch, self.steps = batch, steps
+        if not 1 <= steps <= capacity:
+            raise CompileError(f"a doorbell runs 1 to {capacity} steps, not {steps}")
+        self.batch, self.capacity, self.steps = batch, capacity, steps
         self.mode = network.mode
         self.memory = MemoryMap(config.line_bytes)
         self.program = ProgramBuilder()
@@ -180,7 +182,7 @@ class _Compiler:
                                        "linear layer, then ReLU, then 2x2 max-pool, in this order")
         return stages
 
-    def _allocate(self, training: bool):
+    def _allocate(self):
         v, line = self.config.vector, self.config.line_bytes
         wide = self.network.weight_bits == 16
         add = self.memory.add
@@ -189,7 +191,7 @@ class _Compiler:
             if k == 0:
                 layout = (RawTensor((g.n, g.h, g.image_w, g.channels), line) if g.folded
                           else PixelTensor((g.n, g.h, g.w, g.ci), v))
-                stage.x = add("images", layout, self.steps)
+                stage.x = add("images", layout, self.capacity)
             else:
                 stage.x = self.stages[k - 1].out
             w_shape = (g.co, g.kh, g.kw, g.ci)
@@ -200,15 +202,14 @@ class _Compiler:
             out = PixelTensor((g.n, rows, columns, g.co), v)
             last = k == len(self.stages) - 1
             stage.out = add("logits" if last else f"{self.stages[k + 1].name}.activation", out)
-            if stage.pool and training:
+            if stage.pool:
                 stage.choice = add(f"{name}.choice", out)
-            if training:
-                stage.e = add(f"{name}.error", PixelTensor((g.n, g.ho, g.wo, g.co), v))
-                stage.dw = add(f"{name}.gradient", WeightTensor(w_shape, v, "int32"))
-                if k:
-                    stage.ex = add(f"{name}.error_accumulator", PixelTensor((g.n, g.h, g.w, g.ci), v, "int32"))
-        self.labels = add("labels", PixelTensor((self.batch, 1, 1, 1), v, "uint8"), self.steps)
-        self.exponents = add("exponents", RawTensor((self.steps,), line, "int32"))
+            stage.e = add(f"{name}.error", PixelTensor((g.n, g.ho, g.wo, g.co), v))
+            stage.dw = add(f"{name}.gradient", WeightTensor(w_shape, v, "int32"))
+            if k:
+                stage.ex = add(f"{name}.error_accumulator", PixelTensor((g.n, g.h, g.w, g.ci), v, "int32"))
+        self.labels = add("labels", PixelTensor((self.batch, 1, 1, 1), v, "uint8"), self.capacity)
+        self.exponents = add("exponents", RawTensor((self.capacity,), line, "int32"))
         self.weight_exponents = add("weight exponents", RawTensor((len(self.stages),), line, "int32"))
         self.dump = add("scalars", RawTensor((scalar.REGISTERS,), line, "int32"))
 
@@ -239,7 +240,7 @@ class _Compiler:
             sections[name] = address
             sections |= {f"{name}_stride{k}": stride for k, stride in enumerate(strides)}
             if name in ("source0", "source1", "target0"):
-                sections[f"{name}_width"] = {1: 0, 2: 1, 4: 2}[width]
+                sections["target_width" if name == "target0" else f"{name}_width"] = {1: 0, 2: 1, 4: 2}[width]
         self.program.add(Opcode.VECTOR, {"vector": sections | {"enable": enable}}, layer=stage_name, step=step,
                          reads=reads, writes=writes, header=header)
 
@@ -284,7 +285,7 @@ class _Compiler:
         _, h, w, _ = out.shape
         for chunk in self._chunks(out):
             first, count = chunk.start, len(chunk)
-            common = {"shift_register": r["shift"], "rounding": self.mode.activation, "relu": stage.relu}
+            common = {"shift_register": r["shift"], "rounding": self.mode.activation.code, "relu": stage.relu}
             reads, writes = [stage.y.name, "shift"], [(stage.out.name, first)]
             source = stage.y.address + first * ho * wo * y.vector_bytes
             target = stage.out.address + first * h * w * out.vector_bytes
@@ -346,7 +347,7 @@ class _Compiler:
         ex, e, x = stage.ex.layout, below.e.layout, stage.x.layout
         n, h, w, _ = ex.shape
         a, b = ex.vector_bytes, e.vector_bytes
-        common = {"shift_register": r["shift"], "rounding": self.mode.error}
+        common = {"shift_register": r["shift"], "rounding": self.mode.error.code}
         reads = [stage.ex.name, "shift", *self._keys(stage.x, range(n))]
         mask = {}
         if below.relu:
@@ -381,9 +382,9 @@ class _Compiler:
                              writes=[stage.dw.name, maximum])
         wide = self.network.weight_bits == 16
         shift = r["shift"]
-        # A maximum of 0 or 1 gives no update: a shift of 63 rounds everything to zero.
+        # A maximum of 0 or 1 gives no update: a shift of 62 rounds everything to zero.
         self._scalar([(Op.CEIL_LOG2, r["temporary"], maximum),
-                      (Op.ADDI, shift, r["temporary"], -(bits + 8 * wide)), (Op.SET, r["all"], 63),
+                      (Op.ADDI, shift, r["temporary"], -(bits + 8 * wide)), (Op.SET, r["all"], 62),
                       (Op.SELECT_ZERO, shift, r["all"], shift, r["temporary"])], stage.name, "update",
                      reads=[maximum], writes=["shift"])
         dw, master = stage.dw.layout, stage.master.layout
@@ -395,7 +396,7 @@ class _Compiler:
             return region.address, (256 * v * v * width, v * v * width, v * width), width
         self._vector(Function.UPDATE, loops, stage.name, "update", [stage.dw.name, "shift", stage.master.name],
                      [stage.master.name], source0=linear(stage.dw, 4), source1=linear(stage.master, size),
-                     target0=linear(stage.master, size), shift_register=shift, rounding=self.mode.gradient)
+                     target0=linear(stage.master, size), shift_register=shift, rounding=self.mode.gradient.code)
         if wide:
             self._narrow(stage)
 
@@ -408,7 +409,7 @@ class _Compiler:
         self._vector(Function.ELEMENTWISE, (1, tiles, v), stage.name, "narrow", [stage.master.name, "shift"],
                      [stage.w.name], source0=(stage.master.address, (0, 2 * v * v, 2 * v), 2),
                      target0=(stage.w.address, (0, v * v, v), 1), shift_register=r["shift"],
-                     rounding=Rounding.PSEUDO_STOCHASTIC)
+                     rounding=Rounding.PSEUDO_STOCHASTIC.code)
 
     def _prologue(self):
         """Once per doorbell: weight exponents from memory, and the int8 weights of wide masters."""
@@ -423,7 +424,7 @@ class _Compiler:
             self._scalar(program, stage.name, "exponents", load=self.weight_exponents.address + 4 * k)
             if wide:
                 self._narrow(stage)
-        self.program.restart()
+        self.program.barrier()
 
     def _input_exponent(self):
         register = self.registers[f"{self.stages[0].name}.activation.exponent"]
@@ -435,19 +436,15 @@ class _Compiler:
         self._scalar([], "", "step done", dump=self.dump.address)
         increments = {IMAGES: self.stages[0].x.nbytes, LABELS: self.labels.nbytes, EXPONENTS: 4}
         self.program.loop(self.steps, increments)
-        program = self.program.finish(0, self.steps)
-        place = self.memory.add("program", RawTensor((len(program.image),), self.config.line_bytes, "uint8"))
-        program = self.program_at(place.address)
-        return Compiled(self.config, self.network.description, self.network.method, self.batch, self.steps, program,
-                        self.memory.regions, self.tensors, self.scalars, self.dump,
-                        1 << max(16, (self.memory.next + 4096 - 1).bit_length()), self.stages)
-
-    def program_at(self, address: int) -> Program:
-        self.program.blocks.pop()            # END, added again by finish
-        return self.program.finish(address, self.steps)
+        self.program.end()
+        # The program comes last in memory, so programs of one network share the addresses of all tensors.
+        place = self.memory.add("program", RawTensor((self.program.nbytes,), self.config.line_bytes, "uint8"))
+        return Compiled(self.config, self.network.description, self.network.method, self.batch, self.steps,
+                        self.program.finish(place.address, self.steps), self.memory.regions, self.tensors, self.scalars,
+                        self.dump, ceil_div(self.memory.next, 4096) * 4096, self.stages)
 
     def training(self, bits: int) -> Compiled:
-        self._allocate(True)
+        self._allocate()
         self._prologue()
         self._input_exponent()
         for k in range(len(self.stages)):
@@ -476,7 +473,7 @@ class _Compiler:
         return self._finish()
 
     def inference(self) -> Compiled:
-        self._allocate(False)
+        self._allocate()
         self._prologue()
         self._input_exponent()
         for k in range(len(self.stages)):
@@ -485,14 +482,15 @@ class _Compiler:
         return self._finish()
 
 
-def compile_training(config: CoreConfig, network: Niti, *, batch: int, steps: int, bits: int) -> Compiled:
-    """A program of ``steps`` whole training steps per doorbell at one learning rate (``bits`` of the largest update).
-
-    Raises :class:`CompileError` when the network does not fit the core.
+def compile_training(config: CoreConfig, network: Niti, *, batch: int, capacity: int, steps: int, bits: int) -> Compiled:
+    """A program of ``steps`` whole training steps at one learning rate (``bits`` of the largest update), with memory
+    for ``capacity`` batches. Raises :class:`CompileError` when the network does not fit the core.
     """
-    return _Compiler(config, network, batch, steps).training(bits)
+    return _Compiler(config, network, batch, capacity, steps).training(bits)
 
 
-def compile_inference(config: CoreConfig, network: Niti, *, batch: int, batches: int) -> Compiled:
-    """A program of ``batches`` forward passes per doorbell; logits are read after each step-done write."""
-    return _Compiler(config, network, batch, batches).inference()
+def compile_inference(config: CoreConfig, network: Niti, *, batch: int, capacity: int, steps: int) -> Compiled:
+    """A program of ``steps`` forward passes; logits are read after each step-done write. Tensors lie where the
+    training program of the same capacity has them, so it uses the weights trained there.
+    """
+    return _Compiler(config, network, batch, capacity, steps).inference()

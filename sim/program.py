@@ -41,7 +41,6 @@ class Block:
     sections: dict
     layer: str = ""
     step: str = ""         # forward, error, gradient, requantize, update, ...
-    macs: int = 0
 
 
 @dataclasses.dataclass
@@ -66,11 +65,10 @@ class ProgramBuilder:
     def __init__(self):
         self.blocks: list[Block] = []
         self.tags: list[tuple[str, str]] = []
-        self._body = 0
-        self.restart()
+        self._restart()
 
-    def restart(self):
-        """Completion counts restart here: the start of the loop body."""
+    def _restart(self):
+        """A LOOP restarts the completion counts."""
         self._body = len(self.blocks)
         self._count = {"product": 0, "vector": 0}
         self._writer: dict = {}
@@ -90,7 +88,7 @@ class ProgramBuilder:
                 after(who)
         return {"wait_product": need["product"], "wait_vector": need["vector"]}
 
-    def add(self, opcode: Opcode, sections: dict, *, layer="", step="", reads=(), writes=(), header=None, macs=0):
+    def add(self, opcode: Opcode, sections: dict, *, layer="", step="", reads=(), writes=(), header=None):
         engine = "product" if opcode is Opcode.PRODUCT else "vector"
         key = (layer, step)
         if key not in self.tags:
@@ -105,18 +103,28 @@ class ProgramBuilder:
             for tensor in writes:
                 self._writer[tensor] = me
                 self._readers[tensor] = []
-        self.blocks.append(Block(opcode, {"header": fields, **sections}, layer, step, macs))
+        self.blocks.append(Block(opcode, {"header": fields, **sections}, layer, step))
 
-    def loop(self, count: int, increments: dict[int, int]):
-        """Repeat everything since :meth:`restart` ``count`` times."""
-        self._loop = self._body
+    def barrier(self):
+        """Wait until everything so far is complete: the end of a prologue."""
+        self.loop(1, {}, step=False)
+
+    def loop(self, count: int, increments: dict[int, int], *, step: bool = True):
+        """Repeat everything since the last loop or barrier ``count`` times."""
         self.blocks.append(Block(Opcode.LOOP, {"loop": {
-            "count": count, "target": self._body * DESCRIPTOR_BYTES,
-            **{f"increment{base}": step for base, step in increments.items()}}}, step="loop"))
-        self.restart()
+            "count": count, "target": self._body * DESCRIPTOR_BYTES, "step": step,
+            **{f"increment{base}": stride for base, stride in increments.items()}}}, step="loop"))
+        self._restart()
+
+    def end(self):
+        self.blocks.append(Block(Opcode.END, {}, step="end"))
+
+    @property
+    def nbytes(self) -> int:
+        return len(self.blocks) * DESCRIPTOR_BYTES
 
     def finish(self, address: int, iterations: int) -> Program:
-        self.blocks.append(Block(Opcode.END, {}, step="end"))
+        """The program as bytes to write at ``address``."""
         image = b""
         for block in self.blocks:
             sections = block.sections

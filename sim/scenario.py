@@ -1,0 +1,72 @@
+"""What cocotb does during a training run: write a batch, ring the doorbell, sleep, check the status."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+
+from hw.errors import ErrorCode
+from hw.register_map import offset
+
+from .shared import SimulationError
+
+START, RESET = 1, 2
+BUSY, DONE, ERROR = 1, 2, 4
+
+
+async def run(session, *, folder, window, limit, seed, counters):
+    """Runs the doorbells listed in ``folder``/doorbells.json.
+
+    Each is {"program": address, "step": first step, "writes": [[name, address, offset, size], ...]} with data in
+    ``folder``/doorbells.bin. Between doorbells nothing else is written. Returns per doorbell the cycles and counters.
+    """
+    folder = Path(folder)
+    data = (folder / "doorbells.bin").read_bytes()
+    await session.reset()
+    await session.write_register(offset("WINDOW_BASE"), window[0])
+    await session.write_register(offset("WINDOW_LIMIT"), window[1])
+    await session.write_register(offset("SEED"), seed)
+    await session.write_register(offset("IRQ_ENABLE"), 3)
+    results = []
+    for doorbell in json.loads((folder / "doorbells.json").read_text()):
+        if session.stopping:
+            break
+        written = []
+        for name, address, start, size in doorbell["writes"]:
+            piece = data[start:start + size]
+            session.memory.write(name, address, piece)
+            written.append((name, address, hashlib.sha256(piece).digest(), size))
+        await session.write_register(offset("PROGRAM"), doorbell["program"])
+        await session.write_register(offset("STEP"), doorbell["step"])
+        await session.ring(offset("CONTROL"), START)
+        await session.run_until_interrupt(limit)
+        await check_status(session)
+        await session.write_register(offset("IRQ_STATUS"), 3)
+        # The core must leave its inputs alone.
+        for name, address, digest, size in written:
+            if name in doorbell["inputs"] and hashlib.sha256(session.memory.read(address, size)).digest() != digest:
+                raise SimulationError(f"the core changed its input {name!r} at {address:#x}")
+        cycles = await session.read_register(offset("CYCLES")) | (
+            await session.read_register(offset("CYCLES_HIGH")) << 32)
+        values = []
+        for index in range(counters):
+            await session.write_register(offset("COUNTER_SELECT"), index)
+            low = await session.read_register(offset("COUNTER_VALUE"))
+            values.append(low | await session.read_register(offset("COUNTER_VALUE_HIGH")) << 32)
+        results.append({"cycles": cycles, "counters": values})
+    return results
+
+
+async def check_status(session):
+    """Raise with the core's own reason if the doorbell ended in an error."""
+    status = await session.read_register(offset("STATUS"))
+    if status & ERROR:
+        code = await session.read_register(offset("ERROR_CODE"))
+        descriptor = await session.read_register(offset("ERROR_DESCRIPTOR"))
+        address = await session.read_register(offset("ERROR_ADDRESS"))
+        error = ErrorCode(code)
+        raise SimulationError(f"the core stopped with {error.name} ({error.doc}); descriptor at {descriptor:#x}, "
+                              f"address {address:#x}")
+    if not status & DONE or status & BUSY:
+        raise SimulationError(f"the core raised its interrupt but its status is {status:#x}")
