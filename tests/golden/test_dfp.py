@@ -6,7 +6,7 @@ from fractions import Fraction
 import numpy as np
 import pytest
 
-from golden import data, dfp, random
+from golden import data, dfp, ops, random
 from golden.errors import InputError
 from golden.train import build, step
 
@@ -348,6 +348,66 @@ def test_residual_network_record_and_fork_of_errors():
         assert (array != before[name]).any() or name.endswith("gamma"), name
     # conv1 and the identity shortcut both read relu0: its error sums both, and reaches conv0 through bn0.
     assert record["bn0.error"].shape == (8, 8, 8, 16) and np.abs(record["bn0.error"]).max() > 31
+
+
+def test_residual_step_follows_the_documented_words():
+    """Streams and sums around a projection block, recomputed from the record by the rules of docs/arithmetic.md."""
+    digits = data.load("digits")
+    network = build("dfp", "tiny-resnet", 3, batch=16)
+    for k in range(2):
+        old = dict(network.state)
+        network.step_index = 7 * k
+        record = step(network, digits.train_images[:16], digits.train_labels[:16], intermediates=True)
+
+        def tensor(name, record=record):
+            return record[name], record[f"{name}.exponent"]
+
+        def rounded(sums, exponent, stream, k=k):
+            return dfp.requantize(sums, exponent, 8, random.words(3, 7 * k, stream, sums.shape))
+
+        def sums(name, old=old, tensor=tensor):
+            y, exponent, _ = dfp.batch_norm(*tensor(f"{name}.activation"), old[f"{name}.gamma"], old[f"{name}.beta"])
+            return y, exponent
+
+        layers = {layer.name: layer.index for layer in network.description.layers}
+        # conv1 bn1 relu1 conv2 bn2, and relu0 as it is -> add0, relu2
+        assert layers["add0"] == 6 and layers["bn2"] == 5 and layers["conv3"] == 6 and layers["conv5"] == 10
+        body = rounded(*sums("bn2"), 16 * 5)
+        total, exponent = dfp.aligned_sum([body, tensor("conv1.activation")], 30)
+        x, e = rounded(np.maximum(total, 0), exponent, 16 * 6 + 10)
+        for reader in ("conv3", "conv5"):
+            assert (record[f"{reader}.activation"] == x).all() and record[f"{reader}.activation.exponent"] == e
+        # relu2 is read by conv3 and by the projection conv5: the earlier one's error words round the sum.
+        terms = []
+        for name, stride, padding in (("conv3", 2, 1), ("conv5", 2, 0)):
+            weight = record[f"{name}.datapath_weight"]
+            acc = ops.conv2d_error(record[f"{name}.error"], weight, (8, 8), stride, padding)
+            assert (acc == record[f"{name}.error_accumulator"]).all()
+            w, we = old[f"{name}.weight"]
+            terms.append((acc, record[f"{name}.error.exponent"] + dfp.requantize(w, we, 8)[1]))
+        error, exponent = dfp.aligned_sum(terms, 30)
+        error, exponent = rounded(error * (total > 0), exponent, 16 * 6 + 1)
+        assert (record["bn2.error"] == error).all() and record["bn2.error.exponent"] == exponent
+        # gamma and its momentum share a stream
+        gradient = record["bn2.gamma.gradient"], record["bn2.gamma.gradient.exponent"]
+        words = random.words(3, 7 * k, 16 * 5 + 7, (32,))
+        new, momentum = dfp.sgd_step(
+            old["bn2.gamma"],
+            old["bn2.gamma_momentum"],
+            gradient,
+            dfp.Sgd((205, -11), decay=None),
+            words[:16],
+            words[16:],
+        )
+        assert (record["bn2.gamma"] == new[0]).all() and record["bn2.gamma.exponent"] == new[1]
+        assert (record["bn2.gamma_momentum"] == momentum[0]).all()
+        # batch norm's input error goes to conv2 by purpose 9
+        statistics = dfp.batch_statistics(*tensor("bn2.activation"))
+        gradient = dfp.batch_norm_gradient(
+            *tensor("bn2.error"), *tensor("bn2.activation"), old["bn2.gamma"], statistics
+        )
+        error, exponent = rounded(*gradient.x_error, 16 * 5 + 9)
+        assert (record["conv2.error"] == error).all() and record["conv2.error.exponent"] == exponent
 
 
 def test_gradients_of_a_residual_network_agree_with_real_arithmetic():
