@@ -148,7 +148,7 @@ def ports(verilog, top):
     module = re.search(rf"^module {re.escape(top)}\b.*?^endmodule", verilog, re.S | re.M)
     if not module:
         raise BuildError(f"the Verilog has no module {top!r}")
-    return re.findall(r"^\s*(?:input|output)\s+(?:wire\s+|reg\s+)?(?:\[[^\]]*\]\s*)?(\w+)\s*;", module[0], re.M)
+    return re.findall(r"\b(?:input|output)\s+(?:wire\s+|reg\s+)?(?:\[[^\]]*\]\s*)?(\w+)\s*;", module[0], re.M)
 
 
 def _control_file(verilog, top, probes):
@@ -279,17 +279,49 @@ def build(verilog, *, top="intrain", flavour="fast", probes=(), threads=1, log=N
             log(f"building the {flavour} simulation of {top} with Verilator {version}")
         start = time.monotonic()
         with _scratch(root / f"{key}.building") as folder:
+            runtime = root / f"runtime-{_runtime_key(identity, top)}"
+            _take_runtime(runtime, folder)
             _compile(folder, files, flags, optimise, tool, compiler, top)
+            _keep_runtime(runtime, folder)
             seconds = round(time.monotonic() - start, 1)
             about = {name: value for name, value in identity.items() if name != "files"}
             (folder / "build.json").write_text(json.dumps({**about, "flavour": flavour, "seconds": seconds}, indent=1))
             for path in folder.iterdir():
                 if path.suffix in (".o", ".d", ".a", ".gch", ".dat"):
                     path.unlink()
+            shutil.rmtree(final, ignore_errors=True)  # an entry that lost its executable
             os.rename(folder, final)
         if log:
             log(f"built in {seconds:.0f} s")
         return Build(final, top, flavour, seconds, False)
+
+
+def _runtime_key(identity, top):
+    """What Verilator's runtime library depends on: everything but the design and its name."""
+    parts = {name: value for name, value in identity.items() if name != "files"}
+    parts["flags"] = [flag for flag in identity["flags"] if flag != top]
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:24]
+
+
+def _take_runtime(runtime, folder):
+    """Put the runtime library's objects of an earlier build into the folder: make then finds them up to date."""
+    if runtime.is_dir():
+        os.utime(runtime)
+        for path in runtime.iterdir():
+            shutil.copyfile(path, folder / path.name)
+
+
+def _keep_runtime(runtime, folder):
+    """Publish the runtime library's objects for the next build; whoever comes second drops its copy."""
+    if runtime.is_dir():
+        return
+    with _scratch(runtime.with_name(f"{runtime.name}.building")) as copy:
+        for path in folder.glob("verilated*.o"):
+            shutil.copyfile(path, copy / path.name)
+        try:
+            os.rename(copy, runtime)
+        except OSError:
+            pass
 
 
 class _lock:

@@ -163,7 +163,7 @@ class Copier(wiring.Component):
                 toggle = Signal()
                 m.d.sync += toggle.eq(~toggle)
                 m.d.comb += self.m_axi_arvalid.eq(toggle if self._broken == "drops" else 1)
-                with m.If(self.m_axi_arready):
+                with m.If(self.m_axi_arvalid & self.m_axi_arready):
                     m.next = "READ"
             with m.State("READ"):
                 m.d.comb += self.m_axi_rready.eq(1)
