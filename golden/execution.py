@@ -14,6 +14,15 @@ from golden.schedules import learning_rate
 EXPONENT_LIMIT = 2**15 - 1
 
 
+def digest(state: dict[str, tuple[np.ndarray, int]]) -> str:
+    """SHA-256 over trained state: of each tensor the little-endian C-order bytes, then the exponent as int32."""
+    sha = hashlib.sha256()
+    for array, exponent in state.values():
+        sha.update(np.ascontiguousarray(array, array.dtype.newbyteorder("<")).tobytes())
+        sha.update(np.int32(exponent).astype("<i4").tobytes())
+    return sha.hexdigest()
+
+
 class Record(dict):
     """Tensors of one step by name. `required` lists the names that every execution must produce."""
 
@@ -157,11 +166,5 @@ class Execution:
         return trace.record
 
     def digest(self) -> str:
-        """SHA-256 over all trained state in network order: little-endian C-order bytes, then the exponent as
-        int32.
-        """
-        sha = hashlib.sha256()
-        for array, exponent in self.state.values():
-            sha.update(np.ascontiguousarray(array, array.dtype.newbyteorder("<")).tobytes())
-            sha.update(np.int32(exponent).astype("<i4").tobytes())
-        return sha.hexdigest()
+        """SHA-256 over all trained state in network order."""
+        return digest(self.state)

@@ -274,12 +274,13 @@ def markdown() -> str:
         f"bits), aligned to {DESCRIPTOR_BYTES} bytes. The core runs them in order from PROGRAM to END. No field depends "
         "on data: shifts, maxima and exponents are computed on the core and live in its scalar registers.", ""]
     for opcode in FORMATS:
-        lines += [f"## {opcode.name} (opcode {int(opcode)})", "", "| word | bits | field | meaning |", "|---|---|---|---|"]
+        lines += [f"## {opcode.name} (opcode {int(opcode)})", "",
+                  "| word | bits | field | meaning |", "|---|---|---|---|"]
         for (label, name), (word, bit, field) in offsets(opcode).items():
             bits = f"{bit + field.bits - 1}:{bit}" if field.bits > 1 else f"{bit}"
             sign = " (signed)" if field.signed else ""
             lines.append(f"| {word} | {bits} | `{label}.{name}`{sign} | {field.doc} |")
-        added = [f"`{a}.{b}` takes base register `base_{base}`" for base, (a, b) in zip("ab", ADDRESSES.get(opcode, ()),
-                                                                                       strict=False)]
-        lines += ["", *([", ".join(added).capitalize() + ".", ""] if added else [])]
+        for base, (label, name) in zip("ab", ADDRESSES.get(opcode, ()), strict=False):
+            lines += ["", f"The base register that `header.base_{base}` names is added to `{label}.{name}`."]
+        lines.append("")
     return "\n".join(lines)

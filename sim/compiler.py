@@ -33,6 +33,9 @@ IMAGES, LABELS, EXPONENTS = 1, 2, 3
 FOLD_CHANNELS = 4
 """A first layer with at most this many channels is folded (docs/core.md)."""
 
+INFERENCE_TAGS = 2048
+"""Tags of inference programs start here, so that cycle counts tell them from training."""
+
 CHUNK_VECTORS = 2048
 """Requantized activations leave in pieces of about this many vectors, so that the next product starts early."""
 
@@ -145,7 +148,8 @@ def geometry(layer: Conv2d | Linear, batch: int, shape: tuple[int, int, int], fi
 
 
 class _Compiler:
-    def __init__(self, config: CoreConfig, network: Niti, batch: int, capacity: int, steps: int):
+    def __init__(self, config: CoreConfig, network: Niti, batch: int, capacity: int, steps: int,
+                 first_tag: int = 0):
         if not isinstance(network, Niti):
             raise CompileError(f"the core does not run method {network.method!r}; it runs {', '.join(MODES)}")
         self.config, self.network = config, network
@@ -154,7 +158,7 @@ class _Compiler:
         self.batch, self.capacity, self.steps = batch, capacity, steps
         self.mode = network.mode
         self.memory = MemoryMap(config.line_bytes)
-        self.program = ProgramBuilder()
+        self.program = ProgramBuilder(first_tag)
         self.registers = _Registers()
         self.tensors: dict[str, Tensor] = {}
         self.scalars: dict[str, int] = {}
@@ -493,4 +497,4 @@ def compile_inference(config: CoreConfig, network: Niti, *, batch: int, capacity
     """A program of ``steps`` forward passes; logits are read after each step-done write. Tensors lie where the
     training program of the same capacity has them, so it uses the weights trained there.
     """
-    return _Compiler(config, network, batch, capacity, steps).inference()
+    return _Compiler(config, network, batch, capacity, steps, INFERENCE_TAGS).inference()

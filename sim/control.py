@@ -12,6 +12,8 @@ import numpy as np
 
 MESSAGE_BYTES = 512
 MAX_REGIONS = 1024
+TAGS, ACTIVITIES = 4096, 16
+"""Size of the activity counts: [product, vector engine][tag][activity] as 64-bit words."""
 
 FIELDS = {
     # Written by Python before the run; the memory settings may also change while it runs.
@@ -83,6 +85,8 @@ def c_header():
         f"constexpr unsigned kHeaderWords = {HEADER_WORDS};",
         f"constexpr unsigned kMessageBytes = {MESSAGE_BYTES};",
         f"constexpr unsigned kMaxRegions = {MAX_REGIONS};",
+        f"constexpr unsigned kTags = {TAGS};",
+        f"constexpr unsigned kActivities = {ACTIVITIES};",
         f"constexpr unsigned kControlBytes = {SIZE};",
         f"constexpr unsigned kSlotHeaderWords = {len(SLOT_HEADER)};",
         "",

@@ -6,7 +6,7 @@
 // With INTRAIN_BARE: no VPI; register accesses come from a script, so that the speed of the bare model can be seen.
 //
 // Files of the run folder (environment INTRAIN_RUN_DIR), all shared memory: control.bin, memory.bin, and, when
-// snapshots are configured, snapshots.bin. The clock period is two time units: cycle c rises at time 2 c - 1.
+// snapshots are configured, snapshots.bin; activity.bin counts cycles by engine, tag and activity. The clock period is two time units: cycle c rises at time 2 c - 1.
 
 #include <chrono>
 #include <csignal>
@@ -14,6 +14,7 @@
 #include <cstdlib>
 #include <memory>
 #include <string>
+#include <type_traits>
 
 #include <fcntl.h>
 #include <sys/mman.h>
@@ -69,6 +70,19 @@ bool wait_for_reader(uint64_t* control) {
     }
 }
 
+// Counts cycles by (engine, tag, activity) from the core's trace outputs; nothing for a top level without them.
+template <class Top, class = void>
+struct Activity {
+    static void count(const Top&, uint64_t*) {}
+};
+template <class Top>
+struct Activity<Top, std::void_t<decltype(std::declval<Top&>().trace_product)>> {
+    static void count(const Top& top, uint64_t* counts) {
+        counts[(top.trace_product_tag % kTags) * kActivities + top.trace_product]++;
+        counts[(kTags + top.trace_vector_tag % kTags) * kActivities + top.trace_vector]++;
+    }
+};
+
 class Simulation {
 public:
     explicit Simulation(const std::string& folder) {
@@ -85,6 +99,8 @@ public:
 #endif
         top_ = std::make_unique<Vtop>("");
         memory_ = std::make_unique<AxiMemory<Vtop>>(*top_, memory, control_, ring);
+        activity_ = static_cast<uint64_t*>(map_file(folder + "/activity.bin", size, true));
+        if (size != 2 * kTags * kActivities * sizeof(uint64_t)) fail(folder + "/activity.bin has the wrong size");
         external_ = control_[F_external_memory];
         control_[F_pid] = static_cast<uint64_t>(getpid());
         control_[F_beat_bytes] = AxiMemory<Vtop>::kBeat;
@@ -133,6 +149,7 @@ private:
 
     void clock_high() {
         if (!external_) memory_->sample(cycle_);
+        Activity<Vtop>::count(*top_, activity_);
         top_->eval();
         cycle_++;
         if (!external_) memory_->drive(cycle_);
@@ -219,6 +236,7 @@ private:
 #endif
 
     uint64_t* control_;
+    uint64_t* activity_;
     std::unique_ptr<Vtop> top_;
     std::unique_ptr<AxiMemory<Vtop>> memory_;
 #if VM_TRACE

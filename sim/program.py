@@ -50,7 +50,8 @@ class Program:
     address: int
     image: bytes
     blocks: list[Block]
-    tags: list[tuple[str, str]]       # tag number -> (layer, pass)
+    first_tag: int
+    tags: list[tuple[str, str]]       # tag number, counted from first_tag -> (layer, pass)
     iterations: int
 
 
@@ -62,8 +63,9 @@ class ProgramBuilder:
     enough: vector descriptors run one at a time, and no product reads what a product wrote.
     """
 
-    def __init__(self):
+    def __init__(self, first_tag: int = 0):
         self.blocks: list[Block] = []
+        self.first_tag = first_tag
         self.tags: list[tuple[str, str]] = []
         self._restart()
 
@@ -93,7 +95,7 @@ class ProgramBuilder:
         key = (layer, step)
         if key not in self.tags:
             self.tags.append(key)
-        fields = {"tag": self.tags.index(key), **(header or {})}
+        fields = {"tag": self.first_tag + self.tags.index(key), **(header or {})}
         if opcode in (Opcode.PRODUCT, Opcode.VECTOR, Opcode.SCALAR):
             fields |= self._wait(engine, reads, writes)
             self._count[engine] += 1
@@ -131,7 +133,7 @@ class ProgramBuilder:
             if block.opcode is Opcode.LOOP:
                 sections = {"loop": {**sections["loop"], "target": address + sections["loop"]["target"]}}
             image += encode(block.opcode, **sections)
-        return Program(address, image, self.blocks, self.tags, iterations)
+        return Program(address, image, self.blocks, self.first_tag, self.tags, iterations)
 
 
 class MemoryMap:

@@ -18,6 +18,8 @@ import traceback
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import numpy as np
+
 from .shared import MemorySettings, RunFolder, SimulationError
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -160,7 +162,8 @@ class Session:
 @dataclass(frozen=True)
 class Result:
     """What a simulation gave: the scenario's value, whether the user stopped it early, cycles, wall
-    seconds, seconds and cycles with Python asleep, bus counters, and the host's writes in order."""
+    seconds, seconds and cycles with Python asleep, bus counters, the host's writes in order, and cycles by
+    [product, vector engine][tag][activity]."""
 
     value: object
     stopped: bool
@@ -173,6 +176,7 @@ class Result:
     hazards: int
     steps: int
     host_writes: tuple
+    activity: np.ndarray
 
     @property
     def cycles_per_second(self):
@@ -246,6 +250,7 @@ def simulate(
             block.hazards,
             block.steps,
             tuple(writes),
+            np.array(folder.activity),
         )
 
 

@@ -129,6 +129,8 @@ class RunFolder:
         self.path = Path(path)
         self.control = control.Control(self.path / "control.bin")
         self.memory = Memory(self.path / "memory.bin", self.control)
+        self.activity = np.memmap(self.path / "activity.bin", "<u8", "r").reshape(
+            2, control.TAGS, control.ACTIVITIES)
         ring = self.path / "snapshots.bin"
         self._ring = np.memmap(ring, np.uint8, "r") if ring.exists() else None
         self._owner = False
@@ -144,6 +146,7 @@ class RunFolder:
         path = Path(tempfile.mkdtemp(prefix=f"intrain-run-{os.getpid()}-", dir=base))
         try:
             _allocate(path / "memory.bin", settings.size)
+            (path / "activity.bin").write_bytes(bytes(2 * control.TAGS * control.ACTIVITIES * 8))
             block = control.Control(path / "control.bin", create=True)
             block.memory_bytes = settings.size
             block.parent = os.getpid()

@@ -1,0 +1,61 @@
+"""``python -m sim``: train on the simulated core."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from golden import data as data_module
+from golden.__main__ import add_training_arguments, training_length
+from golden.errors import InputError
+from golden.train import build
+from hw import config as core_config
+from hw.descriptor import ProgramError
+
+from .program import CompileError
+from .shared import SimulationError
+from .verilator import BuildError
+
+
+def main(arguments=None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m sim", description=__doc__.partition("\n")[0])
+    commands = parser.add_subparsers(dest="command", required=True)
+    train = commands.add_parser("train", help="train on the simulated core, checking every tensor against golden")
+    add_training_arguments(train)
+    train.set_defaults(method="niti", model="mlp", data="digits", seed=1, out=Path("build/sim"))
+    train.add_argument("--core", default="small",
+                       help=f"one of {', '.join(core_config.PRESETS)}, or a .toml file (default %(default)s)")
+    train.add_argument("--weight-bits", type=int, default=8, help="niti: 8, or 16 for wide masters (default 8)")
+    train.add_argument("--intermediates", action="store_true", help="also compare what need not be materialised")
+    options = parser.parse_args(arguments)
+    try:
+        return _train(options)
+    except (InputError, core_config.ConfigError, CompileError, ProgramError, SimulationError, BuildError) as error:
+        print(f"error: {error}", file=sys.stderr)
+    except KeyboardInterrupt:
+        print("error: interrupted", file=sys.stderr)
+    return 1
+
+
+def _train(options) -> int:
+    from .train import train
+
+    config = core_config.load(options.core)
+    info = data_module.data_set(options.data)
+    batch = info.batch if options.batch is None else options.batch
+    more = {"weight_bits": options.weight_bits} if options.weight_bits != 8 else {}
+    network = build(options.method, options.model, options.seed, data=options.data, batch=batch, **more)
+    dataset = data_module.load(options.data, options.data_dir)
+    summary = train(config, network, dataset, training_length(options, network.steps_per_epoch), options.out,
+                    intermediates=options.intermediates, log=lambda line: print(line, file=sys.stderr))
+    for key in ("bit_exact", "tensors_compared", "test_accuracy", "golden_accuracy", "float_accuracy",
+                "cycles_per_step", "mac_utilization", "cycles_per_second", "seconds"):
+        value = summary[key]
+        print(f"{key:20} {value:.4g}" if isinstance(value, float) else f"{key:20} {value}")
+    print(f"report: {options.out / 'report.html'}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
