@@ -1,6 +1,7 @@
 """Training runs, their files, resuming, and what the command line refuses."""
 
 import hashlib
+import io
 import json
 import os
 import signal
@@ -14,7 +15,8 @@ import pytest
 from golden import data, schedules
 from golden.__main__ import main
 from golden.errors import InputError
-from golden.train import METHODS, build, evaluate, load_checkpoint, step
+from golden.train import METHODS, Progress, build, evaluate, load_checkpoint, step
+from golden.train import train as train_network
 
 RUNS = [("niti", "mlp"), ("niti-2020", "tiny-cnn"), ("wage", "tiny-cnn"), ("dfp", "tiny-cnn-bn"), ("float", "mlp")]
 
@@ -25,17 +27,33 @@ def train(out, *flags):
 
 
 @pytest.mark.parametrize("method,model", RUNS)
-def test_resume_equals_uninterrupted_and_seeds_decide(method, model, tmp_path):
-    flags = ["--method", method, "--model", model]
-    summary, digests = train(tmp_path / "a", *flags, "--steps", "60")
-    train(tmp_path / "b", *flags, "--steps", "50")
-    assert main(["train", "--resume", str(tmp_path / "b"), "--steps", "60"]) == 0
-    assert (tmp_path / "b" / "digests.jsonl").read_text() == digests
-    resumed = json.loads((tmp_path / "b" / "summary.json").read_text())
+def test_resume_equals_uninterrupted(method, model, tmp_path):
+    """Across the end of an epoch, with a checkpoint in the middle of the next."""
+    digits = data.load("digits")
+
+    def run(out, stops):
+        network = build(method, model, 1, batch=64)
+        for stop in stops:
+            if stop != stops[0]:
+                network, _ = load_checkpoint(out)
+            summary = train_network(network, digits, stop, out, progress=Progress(io.StringIO()))
+        return summary, (out / "digests.jsonl").read_text()
+
+    summary, digests = run(tmp_path / "a", [26])
+    resumed, same = run(tmp_path / "b", [24, 26])
+    assert same == digests and [json.loads(line)["step"] for line in digests.splitlines()] == list(range(26))
     assert resumed["test_accuracy"] == summary["test_accuracy"] and resumed["final_loss"] == summary["final_loss"]
-    assert [json.loads(line)["step"] for line in digests.splitlines()] == list(range(60))
-    _, other = train(tmp_path / "c", *flags, "--steps", "2", "--seed", "2")
-    assert other.splitlines()[0] != digests.splitlines()[0]
+
+
+def test_seed_decides_and_command_line_resumes(tmp_path):
+    _, digests = train(tmp_path / "a", "--steps", "6", "--augment")
+    _, again = train(tmp_path / "b", "--steps", "4", "--augment")
+    assert digests.startswith(again)
+    assert main(["train", "--resume", str(tmp_path / "b"), "--steps", "6"]) == 0
+    assert (tmp_path / "b" / "digests.jsonl").read_text() == digests
+    for flags in (["--seed", "2"], []):
+        _, other = train(tmp_path / "c", "--steps", "1", *flags)
+        assert other.splitlines()[0] != digests.splitlines()[0]
 
 
 def test_summary_and_history(tmp_path):
