@@ -39,6 +39,12 @@ class Divider(wiring.Component):
         self.numerator_bits = numerator_bits
         self.denominator_bits = denominator_bits
         self.quotient_bits = quotient_bits
+        # State, visible to proofs.
+        self.denominator = Signal(denominator_bits)
+        self.remainder = Signal(denominator_bits)    # below the denominator, unless that is zero
+        self.digits = Signal(quotient_bits)          # numerator bits leave at the top, quotient bits enter below
+        self.left = Signal(range(quotient_bits + 1))  # iterations to go
+        self.busy = Signal()
         super().__init__({
             "i": In(stream.Signature(data.StructLayout({"numerator": numerator_bits,
                                                         "denominator": denominator_bits}))),
@@ -48,13 +54,8 @@ class Divider(wiring.Component):
 
     def elaborate(self, platform):
         m = Module()
-        denominator = Signal(self.denominator_bits)
-        remainder = Signal(self.denominator_bits)    # below the denominator, unless that is zero
-        # Numerator bits leave at the top, quotient bits enter at the bottom.
-        digits = Signal(self.quotient_bits)
-        left = Signal(range(self.quotient_bits + 1))  # iterations to go
-        busy = Signal()
-
+        denominator, remainder, digits, left, busy = (self.denominator, self.remainder, self.digits, self.left,
+                                                      self.busy)
         partial = Cat(digits[-1], remainder)
         difference = Signal(self.denominator_bits + 2)
         m.d.comb += difference.eq(partial - denominator)

@@ -29,19 +29,22 @@ class SquareRoot(wiring.Component):
         if bits < 2 or bits % 2:
             raise ValueError(f"SquareRoot takes an even number of bits, 2 or more, not {bits}")
         self.bits = bits
+        count = bits // 2
+        # State, visible to proofs.
+        self.root = Signal(count)           # bits found so far
+        self.remainder = Signal(count + 1)  # (part of x consumed so far) - root**2, at most 2 * root
+        self.digits = Signal(bits)          # the rest of x; two bits leave at the top
+        self.left = Signal(range(count + 1))  # iterations to go
+        self.busy = Signal()
         super().__init__({
             "i": In(stream.Signature(bits)),
-            "o": Out(stream.Signature(data.StructLayout({"root": bits // 2, "remainder": bits // 2 + 1}))),
+            "o": Out(stream.Signature(data.StructLayout({"root": count, "remainder": count + 1}))),
         })
 
     def elaborate(self, platform):
         m = Module()
         count = self.bits // 2
-        root = Signal(count)               # bits found so far
-        remainder = Signal(count + 1)      # (part of x consumed so far) - root**2, at most 2 * root
-        digits = Signal(self.bits)         # the rest of x, two bits leave at the top
-        left = Signal(range(count + 1))
-        busy = Signal()
+        root, remainder, digits, left, busy = self.root, self.remainder, self.digits, self.left, self.busy
 
         # (2 * root + 1)**2 = 4 * root**2 + 4 * root + 1: the next bit is 1 if the remainder covers the last two terms.
         partial = Cat(digits[-2:], remainder)

@@ -50,6 +50,9 @@ class RandomWords(wiring.Component):
         if lanes < 1:
             raise ValueError(f"RandomWords needs at least one lane, not {lanes}")
         self.lanes = lanes
+        # State, visible to proofs: the key, and each lane's pipeline.
+        self.key = Signal(32)
+        self.mixed = [[Signal(32, name=f"mixed{j}_{k}") for k in range(self.latency)] for j in range(lanes)]
         super().__init__({
             "seed": In(32), "step": In(32), "stream": In(32), "load": In(1), "ready": Out(1),
             "enable": In(1, init=1), "i_valid": In(1), "product": In(32),
@@ -58,7 +61,6 @@ class RandomWords(wiring.Component):
 
     def elaborate(self, platform):
         m = Module()
-        key = Signal(32)
         valid = [Signal(name=f"valid{k}") for k in range(1, self.latency + 1)]
         keying = [Signal(name=f"keying{k}") for k in range(1, self.latency + 1)]
         start, inject = Signal(), Signal()
@@ -78,19 +80,15 @@ class RandomWords(wiring.Component):
             with m.If(returned):
                 m.d.sync += passes.eq(passes + 1)
                 with m.If(passes == 2):
-                    m.d.sync += [key.eq(self.words[0]), self.ready.eq(1)]
+                    m.d.sync += [self.key.eq(self.words[0]), self.ready.eq(1)]
         with m.If(self.load):
             m.d.sync += [start.eq(1), passes.eq(0), self.ready.eq(0), *[tag.eq(0) for tag in keying]]
 
-        for j in range(self.lanes):
-            a = Signal(32, name=f"mixed{j}_0")
-            mixed = (self.product + (j * INDEX_MULTIPLIER & MASK))[:32] ^ key
+        for j, stages in enumerate(self.mixed):
+            first = (self.product + (j * INDEX_MULTIPLIER & MASK))[:32] ^ self.key
             with m.If(self.enable):
-                m.d.sync += a.eq(Mux(inject, operand, mixed) if j == 0 else mixed)
-            for k, statement in enumerate(MIX32, 1):
-                following = Signal(32, name=f"mixed{j}_{k}")
-                with m.If(self.enable):
-                    m.d.sync += following.eq(mix_statement(a, statement))
-                a = following
-            m.d.comb += self.words[j].eq(a)
+                m.d.sync += stages[0].eq(Mux(inject, operand, first) if j == 0 else first)
+                m.d.sync += [following.eq(mix_statement(a, statement))
+                             for a, following, statement in zip(stages, stages[1:], MIX32, strict=False)]
+            m.d.comb += self.words[j].eq(stages[-1])
         return m
