@@ -32,7 +32,7 @@ test: $(BASE) $(GPU) ## all tests
 	$(PY) -m pytest -q
 
 rtl: $(BASE) ## Verilog and JSON sidecar of one core (CORE=small) into build/rtl
-	$(PY) -m hw --core $(CORE) --out $(OUT)/rtl
+	$(PY) -m hw rtl --core $(CORE) --out $(OUT)/rtl
 
 synth: $(BASE) $(FPGA) ## FPGA synthesis, place and route, area and Fmax table into build/synth
 	$(PY) -m hw synth --core $(CORE) --out $(OUT)/synth

@@ -11,7 +11,8 @@ It reads from the folder, all but the first optional:
     a line a step: step, loss, golden, float (mean loss of the batch) and bits ({tensor: bits used}).
 `cycles.json`
     a list of {layer, pass, cycles, macs, busy, stalled_in, stalled_out, idle, bytes_read, bytes_written}: totals over
-    the run, in network order; the four states are cycles of the unit that does the pass and add up to `cycles`.
+    the run, in network order; the four states are cycles of the engine that does the pass and add up to `cycles`.
+    `engine` (text) is optional: engines that work side by side get a sum each.
 """
 
 import argparse
@@ -171,51 +172,43 @@ def _percent(value):
     return f"{100 * value:.1f} %"
 
 
-def _table(rows, head=None, numeric=False):
+def _table(rows, head=None, numeric=0):
+    """HTML table; `numeric`: its third and later columns are numbers, and so many rows at its end are sums."""
+    rows = list(rows)
     cells = []
     if head:
         cells.append("<tr>" + "".join(f"<th>{html.escape(cell)}</th>" for cell in head) + "</tr>")
-    for row in rows:
-        cells.append("<tr>" + "".join(f"<td>{html.escape(str(cell))}</td>" for cell in row) + "</tr>")
+    for index, row in enumerate(rows):
+        cells.append(
+            ("<tr class=sum>" if index >= len(rows) - numeric else "<tr>")
+            + "".join(f"<td>{html.escape(str(cell))}</td>" for cell in row)
+            + "</tr>"
+        )
     return f'<div class="scroll"><table{" class=numeric" if numeric else ""}>{"".join(cells)}</table></div>'
 
 
-def _cycle_table(passes, steps, peak):
-    head = [
-        "layer",
-        "pass",
-        "cycles per step",
-        "of the step",
-        "MACs per step",
-        "share of peak",
-        "busy",
-        "read B",
-        "written B",
-    ]
-    total = sum(entry["cycles"] for entry in passes)
+def _cycle_table(passes, steps, peak, cycles):
+    """Rows per layer and pass, then one per engine; engines work side by side, so their sums may pass `cycles`."""
+    head = ["layer", "pass", "cycles per step", "of the step", "MACs per step", "share of peak", "busy"]
+    head += ["read B", "written B"] if any("bytes_read" in entry for entry in passes) else []
+    engines = dict.fromkeys(entry.get("engine", "") for entry in passes)
+    sums = [_sum(name, [entry for entry in passes if entry.get("engine", "") == name]) for name in engines]
+    cycles = cycles or sum(entry["cycles"] for entry in passes)
     rows = []
-    for entry in [*passes, _sum(passes)]:
-        cycles = entry["cycles"]
-        share = _percent(entry["macs"] / cycles / peak) if peak and entry["macs"] and cycles else "-"
-        rows.append(
-            [
-                entry["layer"],
-                entry["pass"],
-                _number(round(cycles / steps)),
-                _percent(cycles / total) if total else "-",
-                _number(round(entry["macs"] / steps)),
-                share,
-                _percent(entry.get("busy", 0) / cycles) if cycles else "-",
-                _number(round(entry.get("bytes_read", 0) / steps)),
-                _number(round(entry.get("bytes_written", 0) / steps)),
-            ]
-        )
-    return _table(rows, head, numeric=True)
+    for entry in [*passes, *sums]:
+        own = entry["cycles"]
+        share = _percent(entry["macs"] / own / peak) if peak and entry["macs"] and own else "-"
+        row = [entry["layer"], entry["pass"], _number(round(own / steps)), _percent(own / cycles) if cycles else "-"]
+        row += [_number(round(entry["macs"] / steps)), share, _percent(entry.get("busy", 0) / own) if own else "-"]
+        row += [_number(round(entry.get(key, 0) / steps)) for key in ("bytes_read", "bytes_written")]
+        rows.append(row[: len(head)])
+    return _table(rows, head, numeric=len(sums))
 
 
-def _sum(passes):
+def _sum(engine, passes):
     keys = ("cycles", "macs", *STATES, "bytes_read", "bytes_written")
-    return {"layer": "all", "pass": "", **{key: sum(entry.get(key, 0) for entry in passes) for key in keys}}
+    total = {key: sum(entry.get(key, 0) for entry in passes) for key in keys}
+    return {"layer": "all", "pass": engine, **total}
 
 
 def _verdict(summary):
@@ -263,7 +256,7 @@ flex:1 1 130px;font-size:13px;color:#55606a}
 .scroll{overflow-x:auto}table{border-collapse:collapse;font-size:13px;width:100%}
 th,td{padding:4px 10px;border-bottom:1px solid #e8ebed;text-align:left;vertical-align:top}
 .numeric td:nth-child(n+3),.numeric th:nth-child(n+3){text-align:right;white-space:nowrap}
-.numeric tr:last-child td{font-weight:600;border-top:2px solid #9aa3ab}
+.sum td{font-weight:600;background:#f4f5f6}
 pre{background:#1c2126;color:#f4f5f6;padding:12px 14px;border-radius:6px;overflow-x:auto;font-size:13px}
 svg{width:100%;height:auto}.note{color:#55606a;font-size:13px}
 """
@@ -283,7 +276,7 @@ def _sections(folder, summary, steps, passes):
             note += f" The first {MAX_BARS} of {len(passes)} passes are drawn; the table has all."
         yield "Where the cycles went", note, _svg(plot_cycles(passes, count), "cycles per layer and pass")
         note = "Share of peak: useful MACs / (rows x columns x cycles)."
-        yield "Layers and passes", note, _cycle_table(passes, count, peak)
+        yield "Layers and passes", note, _cycle_table(passes, count, peak, summary.get("cycles"))
         bandwidth = configuration.get("beat_bytes", 0)
         figure = plot_roofline(passes, peak, 2 * bandwidth) if peak and bandwidth else None
         if figure:

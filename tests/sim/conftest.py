@@ -11,17 +11,15 @@ sys.path.insert(0, str(HERE))  # the simulation imports `scenarios` and `copier`
 
 
 @cache
-def copier_verilog(beat_bytes=16, broken=None):
+def copier_verilog(beat_bytes):
     import copier
 
-    return copier.copier_verilog(beat_bytes, broken)
+    return copier.copier_verilog(beat_bytes)
 
 
 @pytest.fixture(scope="session")
 def copier_build():
-    """Function (beat_bytes, flavour, broken) -> finished build."""
+    """Function (beat_bytes, flavour) -> finished build."""
     from sim import verilator
 
-    return lambda beat_bytes=16, flavour="fast", broken=None: verilator.build(
-        copier_verilog(beat_bytes, broken), flavour=flavour
-    )
+    return lambda beat_bytes=16, flavour="fast": verilator.build(copier_verilog(beat_bytes), flavour=flavour)

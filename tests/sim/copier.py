@@ -9,21 +9,19 @@ from amaranth import C, Cat, Module, Mux, Signal
 from amaranth.back import verilog
 from amaranth.lib import wiring
 from amaranth.lib.wiring import In, Out
-from scenarios import DOORBELL, STATUS
+from scenarios import DOORBELL, MODE, MODES, STATUS
 
 
 class Copier(wiring.Component):
     """`beat_bytes` is the width of the AXI master's data; registers are the byte offsets above.
 
     Writing DOORBELL starts, writing STATUS clears DONE, ERROR and the interrupt. One read burst of at most
-    16 beats is in flight at a time and is written back before the next. `broken` makes it misbehave: "crosses"
-    4 KB boundaries, is "eager" (ignores write responses), "drops" a waiting read request, marks the second
-    beat "last", or "changes" a waiting write beat.
+    16 beats is in flight at a time and is written back before the next. The MODE register makes it misbehave,
+    see `scenarios.MODES`.
     """
 
-    def __init__(self, beat_bytes, broken=None):
+    def __init__(self, beat_bytes):
         self._beat = beat_bytes
-        self._broken = broken
         width = 8 * beat_bytes
         super().__init__(
             {
@@ -85,6 +83,8 @@ class Copier(wiring.Component):
         registers = {name: Signal(32, name=name) for name in ("source", "target", "beats", "blocks", "step")}
         source, target, beats, blocks, step = registers.values()
         busy, done, error = Signal(), Signal(), Signal()
+        mode = Signal(len(MODES))
+        broken = {name: mode[bit] for bit, name in enumerate(MODES)}
         start = Signal()
 
         # AXI4-Lite slave: an access is taken when address (and data) are there and the response slot is free.
@@ -107,6 +107,8 @@ class Copier(wiring.Component):
                         m.d.sync += register.eq(self.s_axi_wdata)
                 with m.Case(DOORBELL):
                     m.d.comb += start.eq(1)
+                with m.Case(MODE):
+                    m.d.sync += mode.eq(self.s_axi_wdata)
                 with m.Case(STATUS):
                     m.d.sync += [done.eq(0), error.eq(0)]
         with m.If(self.s_axi_arready):
@@ -142,7 +144,7 @@ class Copier(wiring.Component):
             self.m_axi_awaddr.eq(write_at),
         ]
         chosen = 16
-        for limit in (left,) if self._broken == "crosses" else (left, read_room, write_room):
+        for limit in (left, *(Mux(broken["crosses"], 16, room) for room in (read_room, write_room))):
             chosen = Mux(limit < chosen, limit, chosen)
 
         with m.FSM():
@@ -162,7 +164,7 @@ class Copier(wiring.Component):
             with m.State("READ_ADDRESS"):
                 toggle = Signal()
                 m.d.sync += toggle.eq(~toggle)
-                m.d.comb += self.m_axi_arvalid.eq(toggle if self._broken == "drops" else 1)
+                m.d.comb += self.m_axi_arvalid.eq(toggle | ~broken["drops"])
                 with m.If(self.m_axi_arvalid & self.m_axi_arready):
                     m.next = "READ"
             with m.State("READ"):
@@ -188,11 +190,9 @@ class Copier(wiring.Component):
             with m.State("WRITE"):
                 m.d.comb += [
                     self.m_axi_wvalid.eq(1),
-                    self.m_axi_wstrb.eq(-1),
-                    self.m_axi_wlast.eq((head == 1) if self._broken == "last" else (head == length - 1)),
+                    self.m_axi_wstrb.eq(Mux(broken["changes"] & ~self.m_axi_wready, 1, -1)),
+                    self.m_axi_wlast.eq(head == Mux(broken["last"], 1, length - 1)),
                 ]
-                if self._broken == "changes":
-                    m.d.comb += self.m_axi_wstrb.eq(Mux(self.m_axi_wready, -1, 1))
                 with m.Switch(head):
                     for index, entry in enumerate(buffer):
                         with m.Case(index):
@@ -203,7 +203,7 @@ class Copier(wiring.Component):
                         m.next = "RESPONSE"
             with m.State("RESPONSE"):
                 m.d.comb += self.m_axi_bready.eq(1)
-                with m.If(self.m_axi_bvalid | (self._broken == "eager")):
+                with m.If(self.m_axi_bvalid | broken["eager"]):
                     m.d.sync += [
                         left.eq(left - length),
                         read_at.eq(read_at + (length << log_beat)),
@@ -244,5 +244,5 @@ class Copier(wiring.Component):
         return m
 
 
-def copier_verilog(beat_bytes, broken=None):
-    return verilog.convert(Copier(beat_bytes, broken), name="intrain", emit_src=False)
+def copier_verilog(beat_bytes):
+    return verilog.convert(Copier(beat_bytes), name="intrain", emit_src=False)

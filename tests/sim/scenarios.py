@@ -2,11 +2,16 @@
 
 from sim.shared import SimulationError
 
-SOURCE, TARGET, BEATS, BLOCKS, STEP, DOORBELL, STATUS = range(0, 28, 4)
+SOURCE, TARGET, BEATS, BLOCKS, STEP, DOORBELL, STATUS, MODE = range(0, 32, 4)
 """Registers of the copier; here because importing Amaranth would slow every simulation's start."""
+MODES = ("crosses", "eager", "drops", "last", "changes")
+"""Bits of MODE: cross 4 KB boundaries, ignore write responses, drop a waiting read request, mark the second beat
+of a burst as last, change a waiting write beat."""
 
 
-async def copy(session, source, target, beats, blocks, step, limit=100_000, doorbells=1, check_registers=False):
+async def copy(
+    session, source, target, beats, blocks, step, limit=100_000, doorbells=1, check_registers=False, broken=None
+):
     """Ring the doorbell `doorbells` times; returns cycles per doorbell and the final status."""
     await session.reset()
     settings = {
@@ -15,12 +20,13 @@ async def copy(session, source, target, beats, blocks, step, limit=100_000, door
         BEATS: beats,
         BLOCKS: blocks,
         STEP: step,
+        MODE: 1 << MODES.index(broken) if broken else 0,
     }
     for register, value in settings.items():
         await session.write_register(register, value)
     if check_registers:
         for register, value in settings.items():
-            assert await session.read_register(register) == value
+            assert await session.read_register(register) == (0 if register == MODE else value)
     cycles = []
     for doorbell in range(doorbells):
         if session.stopping:

@@ -53,7 +53,7 @@ def copy(
     return result, seen["memory"][target : target + size], DATA[:size]
 
 
-@pytest.mark.parametrize("beat_bytes", [8, 16, 32, 64])
+@pytest.mark.parametrize("beat_bytes", [8, 16, 64])
 def test_every_beat_width(copier_build, tmp_path, beat_bytes):
     result, _, _ = copy(copier_build(beat_bytes), tmp_path, plan=SnapshotPlan(STEP, slots=3), check_registers=True)
     assert result.value["status"] == 2
@@ -118,14 +118,14 @@ def test_addresses_outside_the_memory_are_decode_errors(copier_build, tmp_path):
 def test_protocol_violations_are_named(copier_build, tmp_path, broken, message):
     settings = MemorySettings(size=SIZE, stall=0.3)
     with pytest.raises(SimulationError, match=message):
-        copy(copier_build(broken=broken), tmp_path, target=TARGET + 0xF80, settings=settings)
+        copy(copier_build(), tmp_path, broken=broken, target=TARGET + 0xF80, settings=settings)
 
 
 def test_overlapping_bursts_in_flight_are_counted(copier_build, tmp_path):
     # Copying to 16 beats further on reads back what the burst before wrote.
     behind = {"target": SOURCE + 256, "settings": MemorySettings(size=SIZE, latency=40)}
     assert copy(copier_build(), tmp_path, **behind)[0].hazards == 0
-    assert copy(copier_build(broken="eager"), tmp_path, **behind)[0].hazards > 0
+    assert copy(copier_build(), tmp_path, broken="eager", **behind)[0].hazards > 0
 
 
 def test_snapshots_show_memory_at_each_step(copier_build, tmp_path):
