@@ -7,11 +7,13 @@ rounds to nearest instead (ties toward +infinity). Sums travel as int32 with an 
 
 from __future__ import annotations
 
+import math
+import sys
 from dataclasses import dataclass, field
 
 import numpy as np
 
-from golden import ops, random
+from golden import random
 from golden.errors import InputError
 from golden.execution import Execution, Trace
 from golden.networks import (
@@ -91,11 +93,11 @@ def requantize(acc, exponent: int, bits: int = 8, draw=None) -> tuple[np.ndarray
     if draw is None:
         return round_to(Rounding.HALF_UP, acc, maximum, shift, bits), int(exponent) + shift
     if shift > 32:
-        return requantize_excess(acc, exponent, shift, bits, draw)
+        return _requantize_excess(acc, exponent, shift, bits, draw)
     return round_to(Rounding.STOCHASTIC, acc, maximum, shift, bits, draw), int(exponent) + shift
 
 
-def requantize_excess(acc, exponent: int, shift: int, bits: int, draw) -> tuple[np.ndarray, int]:
+def _requantize_excess(acc, exponent: int, shift: int, bits: int, draw) -> tuple[np.ndarray, int]:
     """Stochastic rounding by more than 32 bits: floor away the excess, then use the whole word."""
     reduced = acc >> (shift - 32)
     return saturate(stochastic(reduced, 32, draw), bits).astype(_type(bits)), int(exponent) + shift
@@ -353,6 +355,7 @@ class Dfp(Execution):
     """Trains by dynamic fixed point. Option: `rounding` "stochastic" or "nearest", of activations and weights."""
 
     options = ("rounding",)
+    rules = sys.modules[__name__]
 
     def __init__(self, method, description, seed, *, rounding: str = "stochastic", **options):
         if rounding not in ("stochastic", "nearest"):
@@ -390,10 +393,8 @@ class Dfp(Execution):
 
     def convert(self, images):
         self.check_images(images)
-        shift = 7 - (self.data.scale.bit_length() - 1)
-        table = np.arange(256) >> -shift if shift < 0 else np.minimum(np.arange(256) << shift, 127)
-        if self.data.scale == 255:
-            table = np.arange(256) >> 1
+        unit = self.data.scale + self.data.scale % 2  # 256 or 16: a power of two
+        table = np.minimum(np.arange(256) * 128 // unit, 127)
         return table.astype(np.int8)[images], -7
 
     def _draw(self, index: int, purpose: Purpose, shape, offset: int = 0) -> np.ndarray:
@@ -405,7 +406,7 @@ class Dfp(Execution):
             draw = None
             if tensor.stream is not None and training and (self.stochastic or not forward):
                 draw = self._draw(*tensor.stream, tensor.sums.shape)
-            x, exponent = requantize(tensor.sums, tensor.exponent, 8, draw)
+            x, exponent = self.rules.requantize(tensor.sums, tensor.exponent, 8, draw)
             tensor.quantized = x, self.check_exponent(exponent)
         return tensor.quantized
 
@@ -413,7 +414,7 @@ class Dfp(Execution):
         """The int8 weights of the products, rounded once a step."""
         w, exponent = self.state[f"{layer.name}.weight"]
         draw = self._draw(layer.index, Purpose.DATAPATH_WEIGHT, w.shape) if training and self.stochastic else None
-        return requantize(w, exponent, 8, draw)
+        return self.rules.requantize(w, exponent, 8, draw)
 
     def _forward(self, x, exponent, trace: Trace, training: bool = False):
         values = {INPUT: Sums(x, exponent, None, (x, exponent))}
@@ -430,10 +431,10 @@ class Dfp(Execution):
             case Relu():
                 if source.quantized is None:
                     trace.masks[name] = source.sums > 0
-                    return Sums(ops.relu(source.sums), source.exponent, source.stream)
+                    return Sums(self.ops.relu(source.sums), source.exponent, source.stream)
                 x, exponent = source.quantized
                 trace.masks[name] = x > 0
-                x = ops.relu(x)
+                x = self.ops.relu(x)
                 return Sums(x, exponent, None, (x, exponent))
             case Flatten():
                 x, exponent = self._quantize(source, training)
@@ -441,17 +442,19 @@ class Dfp(Execution):
                 return Sums(x, exponent, None, (x, exponent))
             case MaxPool():
                 x, exponent = self._quantize(source, training)
-                x, trace.choices[name] = ops.max_pool(x, layer.size)
+                x, trace.choices[name] = self.ops.max_pool(x, layer.size)
                 trace.intermediate(f"{name}.choice", trace.choices[name])
                 return Sums(x, exponent, None, (x, exponent))
             case GlobalAveragePool():
                 x, exponent = self._quantize(source, training)
                 area = x.shape[1] * x.shape[2]
-                return Sums(ops.global_sum(x), exponent - area.bit_length() + 1, None)
+                return Sums(self.ops.global_sum(x), exponent - area.bit_length() + 1, None)
             case Add():
                 terms = [self._quantize(source, training), self._quantize(values[layer.other], training)]
-                total, exponent = aligned_sum(terms, SUM_WINDOW)
-                return Sums(total.astype(np.int32), exponent, (layer.index, Purpose.RESIDUAL_ADD))
+                total, exponent = self.rules.aligned_sum(terms, SUM_WINDOW)
+                return Sums(
+                    self.ops.require_int32(total, "residual sum"), exponent, (layer.index, Purpose.RESIDUAL_ADD)
+                )
         x, exponent = self._quantize(source, training)
         trace.inputs[name] = x
         trace.record[f"{name}.activation"], trace.record[f"{name}.activation.exponent"] = x, exponent
@@ -460,16 +463,16 @@ class Dfp(Execution):
             statistics = None
             if not training:
                 running = self.state[f"{name}.mean"][0], self.state[f"{name}.variance"][0]
-                statistics = running_statistics(*running, exponent)
-            y, y_exponent, statistics = batch_norm(x, exponent, gamma, beta, statistics)
+                statistics = self.rules.running_statistics(*running, exponent)
+            y, y_exponent, statistics = self.rules.batch_norm(x, exponent, gamma, beta, statistics)
             trace.statistics[name] = statistics
             return Sums(y, y_exponent, stream)
         w, w_exponent = trace.weights[name] = self.datapath_weight(layer, training)
         trace.intermediate(f"{name}.datapath_weight", w)
         if isinstance(layer, Conv2d):
-            acc = ops.conv2d(x, w, layer.stride, layer.padding)
+            acc = self.ops.conv2d(x, w, layer.stride, layer.padding)
         else:
-            acc = ops.linear(x.reshape(len(x), -1), w)
+            acc = self.ops.linear(x.reshape(len(x), -1), w)
         trace.intermediate(f"{name}.accumulator", acc)
         return Sums(acc, exponent + w_exponent, stream)
 
@@ -478,7 +481,7 @@ class Dfp(Execution):
         logits, exponent = self._forward(x, exponent, trace, training=True)
         record["logits"], record["logits.exponent"] = logits, exponent
         draw = self._draw(layers[-1].index, Purpose.LOSS, logits.shape)
-        error, exponent = softmax_gradient(logits, exponent, labels, draw)
+        error, exponent = self.rules.softmax_gradient(logits, exponent, labels, draw)
         errors = {layers[-1].name: [Sums(error, exponent, None, (error, exponent))]}
         self.sgd = Sgd(self.learning_rate())
         for layer in reversed(layers):
@@ -487,21 +490,15 @@ class Dfp(Execution):
             for source, part in self._layer_backward(layer, error, trace):
                 if source != INPUT:
                     errors.setdefault(source, []).append(part)
-        order = [
-            name
-            for layer in self.description.parameter_layers
-            for name in self.state
-            if name.startswith(f"{layer.name}.")
-        ]
-        for name in order:
-            record[name], record[f"{name}.exponent"] = self.state[name]
+        for name, (tensor, exponent) in self.state.items():
+            record[name], record[f"{name}.exponent"] = tensor, exponent
 
     def _fork(self, parts: list[Sums]) -> Sums:
         """The error of a tensor that several layers read: one sum, rounded by the words of the earliest reader."""
         terms = [part.quantized or (part.sums, part.exponent) for part in parts]
-        total, exponent = aligned_sum(terms, SUM_WINDOW)
+        total, exponent = self.rules.aligned_sum(terms, SUM_WINDOW)
         streams = [part.stream for part in parts if part.stream is not None]
-        return Sums(ops.require_int32(total, "error sum"), exponent, min(streams, default=None))
+        return Sums(self.ops.require_int32(total, "error sum"), exponent, min(streams, default=None))
 
     def _layer_backward(self, layer, error: Sums, trace: Trace):
         """Pairs of (source name, error of that source)."""
@@ -521,10 +518,10 @@ class Dfp(Execution):
                 if isinstance(layer, Flatten):
                     e = e.reshape(len(e), *layer.input_shape)
                 elif isinstance(layer, MaxPool):
-                    e = ops.max_pool_error(e, trace.choices[name], layer.size)
+                    e = self.ops.max_pool_error(e, trace.choices[name], layer.size)
                 else:
                     h, w, _ = layer.input_shape
-                    e, exponent = ops.global_sum_error(e, h, w), exponent - (h * w).bit_length() + 1
+                    e, exponent = self.ops.global_sum_error(e, h, w), exponent - (h * w).bit_length() + 1
                 return [(layer.source, Sums(e, exponent, None, (e, exponent)))]
             case Add():
                 return [(source, Sums(e, exponent, None, (e, exponent))) for source in layer.sources]
@@ -533,18 +530,18 @@ class Dfp(Execution):
         if isinstance(layer, BatchNorm):
             return self._batch_norm_backward(layer, e, exponent, x, x_exponent, trace)
         if isinstance(layer, Conv2d):
-            gradient = ops.conv2d_gradient(e, x, layer.kernel, layer.stride, layer.padding)
+            gradient = self.ops.conv2d_gradient(e, x, layer.kernel, layer.stride, layer.padding)
         else:
-            gradient = ops.linear_gradient(e, x.reshape(len(x), -1))
-        gradient = ops.require_int32(gradient, f"{name}.gradient")
+            gradient = self.ops.linear_gradient(e, x.reshape(len(x), -1))
+        gradient = self.ops.require_int32(gradient, f"{name}.gradient")
         record[f"{name}.gradient"], record[f"{name}.gradient.exponent"] = gradient, exponent + x_exponent
         result = []
         if layer.source != INPUT:
             w, w_exponent = trace.weights[name]
             if isinstance(layer, Conv2d):
-                acc = ops.conv2d_error(e, w, layer.input_shape[:2], layer.stride, layer.padding)
+                acc = self.ops.conv2d_error(e, w, layer.input_shape[:2], layer.stride, layer.padding)
             else:
-                acc = ops.linear_error(e, w).reshape(len(e), *layer.input_shape)
+                acc = self.ops.linear_error(e, w).reshape(len(e), *layer.input_shape)
             trace.intermediate(f"{name}.error_accumulator", acc)
             result = [(layer.source, Sums(acc, exponent + w_exponent, (layer.index, Purpose.ERROR)))]
         self._update(
@@ -554,7 +551,7 @@ class Dfp(Execution):
 
     def _batch_norm_backward(self, layer, e, exponent, x, x_exponent, trace: Trace):
         name, record, statistics = layer.name, trace.record, trace.statistics[layer.name]
-        gradient = batch_norm_gradient(e, exponent, x, x_exponent, self.state[f"{name}.gamma"], statistics)
+        gradient = self.rules.batch_norm_gradient(e, exponent, x, x_exponent, self.state[f"{name}.gamma"], statistics)
         sgd = Sgd(self.sgd.rate, self.sgd.momentum, None)
         for parameter, tensor, purpose in (
             ("gamma", gradient.gamma, Purpose.GAMMA),
@@ -562,7 +559,7 @@ class Dfp(Execution):
         ):
             record[f"{name}.{parameter}.gradient"], record[f"{name}.{parameter}.gradient.exponent"] = tensor
             self._update(layer, parameter, f"{parameter}_momentum", purpose, purpose, tensor, sgd)
-        mean, variance = update_running(
+        mean, variance = self.rules.update_running(
             self.state[f"{name}.mean"][0], self.state[f"{name}.variance"][0], x_exponent, statistics
         )
         self.state[f"{name}.mean"] = mean, RUNNING_EXPONENTS[0]
@@ -574,8 +571,8 @@ class Dfp(Execution):
         """SGD on one tensor. Gamma and beta share a stream with their momentum, whose words come after theirs."""
         weight, momentum = f"{layer.name}.{weight}", f"{layer.name}.{momentum}"
         shape = self.state[weight][0].shape
-        offset = self.state[weight][0].size if weight_purpose == momentum_purpose else 0
-        self.state[weight], self.state[momentum] = sgd_step(
+        offset = math.prod(shape) if weight_purpose == momentum_purpose else 0
+        self.state[weight], self.state[momentum] = self.rules.sgd_step(
             self.state[weight],
             self.state[momentum],
             gradient,

@@ -6,7 +6,8 @@ import hashlib
 
 import numpy as np
 
-from golden.data import check_labels, data_set
+from golden import ops
+from golden.data import check_batch, check_labels, data_set
 from golden.errors import InputError
 from golden.networks import Network
 from golden.schedules import learning_rate
@@ -54,7 +55,13 @@ class Execution:
 
     `state` maps tensor names, in network order, to (array, exponent). `step_index` is the absolute training
     step. The batch size is fixed by `batch` or by the first step: the tensors' exponents depend on it.
+
+    The flow of a step calls layer operations through `ops` and the method's arithmetic through `rules` (both by the
+    names of the golden modules), so that an execution on another device replaces them and keeps the flow.
     """
+
+    ops = ops
+    rules: object = None
 
     unsupported: tuple[type, ...] = ()
     options: tuple[str, ...] = ()
@@ -94,9 +101,7 @@ class Execution:
     # Shared
 
     def set_batch(self, batch: int) -> None:
-        if not 1 <= batch <= self.data.train:
-            raise InputError(f"--batch must be 1..{self.data.train} (the training images), got {batch}")
-        self.batch = batch
+        self.batch = check_batch(batch, self.data.train)
 
     @property
     def steps_per_epoch(self) -> int:
@@ -165,6 +170,10 @@ class Execution:
         self.step_index += 1
         return trace.record
 
+    def host_state(self) -> dict[str, tuple[np.ndarray, int]]:
+        """The state as numpy arrays."""
+        return self.state
+
     def digest(self) -> str:
         """SHA-256 over all trained state in network order."""
-        return digest(self.state)
+        return digest(self.host_state())

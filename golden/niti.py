@@ -7,11 +7,12 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass
 
 import numpy as np
 
-from golden import ops, random
+from golden import random
 from golden.errors import InputError
 from golden.execution import Execution, Record
 from golden.networks import Add, BatchNorm, Conv2d, Flatten, GlobalAveragePool, Linear, MaxPool, Relu
@@ -141,6 +142,7 @@ class Niti(Execution):
     """Trains by NITI. Options: `weight_bits` 8 or 16 (wide masters), `bits` overrides the schedule."""
 
     options = ("weight_bits", "bits")
+    rules = sys.modules[__name__]
     unsupported = (BatchNorm, Add, GlobalAveragePool)
 
     def __init__(self, method, description, seed, *, weight_bits: int = 8, bits: int | None = None, **options):
@@ -176,7 +178,7 @@ class Niti(Execution):
     def datapath_weight(self, layer) -> tuple[np.ndarray, int]:
         """The int8 weights that the products use, and their exponent."""
         w, exponent = self.state[f"{layer.name}.weight"]
-        return (narrow(w), exponent + 8) if self.weight_bits == 16 else (w, exponent)
+        return (self.rules.narrow(w), exponent + 8) if self.weight_bits == 16 else (w, exponent)
 
     def _forward(self, x, exponent, trace):
         for layer in self.description.layers:
@@ -187,16 +189,18 @@ class Niti(Execution):
                     trace.record[f"{layer.name}.activation"] = x
                     trace.record[f"{layer.name}.activation.exponent"] = exponent
                     acc = (
-                        ops.conv2d(x, w, layer.stride, layer.padding)
+                        self.ops.conv2d(x, w, layer.stride, layer.padding)
                         if isinstance(layer, Conv2d)
-                        else ops.linear(x.reshape(len(x), -1), w)
+                        else self.ops.linear(x.reshape(len(x), -1), w)
                     )
                     trace.intermediate(f"{layer.name}.accumulator", acc)
-                    x, exponent = requantize(acc, exponent + w_exponent, self.mode.activation, self.mode.minimum_shift)
+                    x, exponent = self.rules.requantize(
+                        acc, exponent + w_exponent, self.mode.activation, self.mode.minimum_shift
+                    )
                 case Relu():
-                    x = ops.relu(x)
+                    x = self.ops.relu(x)
                 case MaxPool():
-                    x, choice = ops.max_pool(x, layer.size)
+                    x, choice = self.ops.max_pool(x, layer.size)
                     trace.choices[layer.name] = choice
                     trace.intermediate(f"{layer.name}.choice", choice)
                 case Flatten():
@@ -208,7 +212,7 @@ class Niti(Execution):
         record = trace.record
         logits, logits_exponent = self._forward(x, exponent, trace)
         record["logits"], record["logits.exponent"] = logits, logits_exponent
-        error, exponent = loss_gradient(logits, logits_exponent, labels), 0
+        error, exponent = self.rules.loss_gradient(logits, logits_exponent, labels), 0
         bits = self.learning_rate() if self.bits is None else self.bits
         first = self.description.weight_layers[0]
         for layer in reversed(self.description.layers):
@@ -219,24 +223,24 @@ class Niti(Execution):
                     w, w_exponent = trace.weights[name]
                     record[f"{name}.error"], record[f"{name}.error.exponent"] = error, exponent
                     if isinstance(layer, Conv2d):
-                        gradient = ops.conv2d_gradient(error, x, layer.kernel, layer.stride, layer.padding)
+                        gradient = self.ops.conv2d_gradient(error, x, layer.kernel, layer.stride, layer.padding)
                     else:
-                        gradient = ops.linear_gradient(error, x.reshape(len(x), -1))
-                    record[f"{name}.gradient"] = ops.require_int32(gradient, f"{name}.gradient")
+                        gradient = self.ops.linear_gradient(error, x.reshape(len(x), -1))
+                    record[f"{name}.gradient"] = self.ops.require_int32(gradient, f"{name}.gradient")
                     if layer is not first:
                         if isinstance(layer, Conv2d):
-                            acc = ops.conv2d_error(error, w, layer.input_shape[:2], layer.stride, layer.padding)
+                            acc = self.ops.conv2d_error(error, w, layer.input_shape[:2], layer.stride, layer.padding)
                         else:
-                            acc = ops.linear_error(error, w).reshape(x.shape)
+                            acc = self.ops.linear_error(error, w).reshape(x.shape)
                         trace.intermediate(f"{name}.error_accumulator", acc)
-                        error, exponent = requantize(
+                        error, exponent = self.rules.requantize(
                             acc, exponent + w_exponent, self.mode.error, self.mode.minimum_shift
                         )
                     self._update(layer, gradient, bits, record)
                 case Relu():
-                    error = ops.relu_error(error, x)
+                    error = self.ops.relu_error(error, x)
                 case MaxPool():
-                    error = ops.max_pool_error(error, trace.choices[layer.name], layer.size)
+                    error = self.ops.max_pool_error(error, trace.choices[layer.name], layer.size)
                 case Flatten():
                     error = error.reshape(x.shape)
             exponent = self.check_exponent(exponent)
@@ -244,6 +248,6 @@ class Niti(Execution):
     def _update(self, layer, gradient: np.ndarray, bits: int, record: Record) -> None:
         name = f"{layer.name}.weight"
         w, exponent = self.state[name]
-        step = weight_gradient(gradient, bits + self.weight_bits - 8, self.weight_bits)
-        self.state[name] = update(w, step, self.weight_bits), exponent
+        step = self.rules.weight_gradient(gradient, bits + self.weight_bits - 8, self.weight_bits)
+        self.state[name] = self.rules.update(w, step, self.weight_bits), exponent
         record[name], record[f"{name}.exponent"] = self.state[name]

@@ -37,12 +37,22 @@ class Interrupted(Exception):
 
 
 def build(
-    method: str, model: str, seed: int, *, data: str = "digits", batch: int | None = None, **options
+    method: str,
+    model: str,
+    seed: int,
+    *,
+    data: str = "digits",
+    batch: int | None = None,
+    methods: dict[str, type[Execution]] = METHODS,
+    **options,
 ) -> Execution:
-    """A freshly initialised network. Options are the method's own (`weight_bits`, ...), see its class."""
-    if method not in METHODS:
-        raise InputError(f"unknown method {method!r}: choose from {', '.join(METHODS)}")
-    cls = METHODS[method]
+    """A freshly initialised network. Options are the method's own (`weight_bits`, ...), see its class.
+
+    `methods` names the class of each method, for executions other than the golden one.
+    """
+    if method not in methods:
+        raise InputError(f"unknown method {method!r}: choose from {', '.join(methods)}")
+    cls = methods[method]
     for name in options:
         if name not in cls.options:
             known = ", ".join(cls.options) or "none"
@@ -80,6 +90,7 @@ def evaluate(network: Execution, images: np.ndarray, labels: np.ndarray) -> Eval
 
 def save_checkpoint(network: Execution, out: Path, augment: bool = False) -> None:
     """Write DIR/checkpoint.npz; an interrupted write leaves the previous one."""
+    state = network.host_state()
     about = {
         "method": network.method,
         "model": network.description.name,
@@ -89,17 +100,17 @@ def save_checkpoint(network: Execution, out: Path, augment: bool = False) -> Non
         "options": network.chosen_options,
         "augment": augment,
         "step": network.step_index,
-        "exponents": {name: int(exponent) for name, (_, exponent) in network.state.items()},
+        "exponents": {name: int(exponent) for name, (_, exponent) in state.items()},
     }
-    arrays = {name: array for name, (array, _) in network.state.items()}
+    arrays = {name: array for name, (array, _) in state.items()}
     partial = Path(out) / (CHECKPOINT + ".partial")
     with partial.open("wb") as file:
         np.savez(file, about=np.frombuffer(json.dumps(about).encode(), np.uint8), **arrays)
     os.replace(partial, Path(out) / CHECKPOINT)
 
 
-def load_checkpoint(out: Path) -> tuple[Execution, bool]:
-    """The network saved in DIR, and whether its run augments."""
+def load_checkpoint(out: Path, methods: dict[str, type[Execution]] = METHODS) -> tuple[Execution, bool]:
+    """The network saved in DIR, and whether its run augments. `methods` as for `build`."""
     path = Path(out) / CHECKPOINT
     if not path.is_file():
         raise InputError(f"nothing to resume: {out} has no {CHECKPOINT}")
@@ -113,6 +124,7 @@ def load_checkpoint(out: Path) -> tuple[Execution, bool]:
             about["seed"],
             data=about["data"],
             batch=about["batch"],
+            methods=methods,
             **about["options"],
         )
         if list(arrays) != list(network.state):

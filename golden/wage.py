@@ -9,11 +9,12 @@ unquantised.
 from __future__ import annotations
 
 import math
+import sys
 from dataclasses import dataclass
 
 import numpy as np
 
-from golden import ops, random
+from golden import random
 from golden.errors import InputError
 from golden.execution import Execution, Trace
 from golden.networks import Add, BatchNorm, Conv2d, GlobalAveragePool, MaxPool, Relu
@@ -89,6 +90,13 @@ def quantize_activation(acc, shift: int, bits: int = 8) -> tuple[np.ndarray, np.
     acc = np.asarray(acc)
     limit = (1 << (bits - 1)) - 1
     return saturate(half_even(acc, shift), bits).astype(np.int8), np.abs(acc) > limit << shift
+
+
+def label_error(logits, exponent: int, labels) -> np.ndarray:
+    """Error sums of int32 logits [n][classes]: logit minus 1 (in the logits' units) at the label."""
+    raw = logits.copy()
+    raw[np.arange(len(raw)), labels] -= 1 << -exponent
+    return raw
 
 
 def quantize_error(raw, bits: int = 8) -> tuple[np.ndarray, int]:
@@ -174,6 +182,7 @@ class Wage(Execution):
     """Trains a network by WAGE. Options: `widths`, `master_limit` (64, or 127 as the paper prints it)."""
 
     options = ("widths", "master_limit")
+    rules = sys.modules[__name__]
     unsupported = (BatchNorm, Add, GlobalAveragePool)
 
     def __init__(
@@ -216,26 +225,26 @@ class Wage(Execution):
         for block in self.blocks:
             layer = block.layer
             name = layer.name
-            t = ternarize(self.state[f"{name}.weight"][0], self.widths)
+            t = self.rules.ternarize(self.state[f"{name}.weight"][0], self.widths)
             trace.weights[name] = t
             if not isinstance(layer, Conv2d):
                 x = x.reshape(len(x), -1)
             trace.inputs[name] = trace.record[f"{name}.activation"] = x
             trace.record[f"{name}.activation.exponent"] = exponent
             if isinstance(layer, Conv2d):
-                acc = ops.conv2d(x, t, layer.stride, layer.padding, limit_w=self.weight_limit)
+                acc = self.ops.conv2d(x, t, layer.stride, layer.padding, limit_w=self.weight_limit)
             else:
-                acc = ops.linear(x, t, limit_w=self.weight_limit)
+                acc = self.ops.linear(x, t, limit_w=self.weight_limit)
             trace.intermediate(f"{name}.accumulator", acc)
             if block.pool > 1:
-                acc, trace.choices[name] = ops.max_pool(acc, block.pool)
+                acc, trace.choices[name] = self.ops.max_pool(acc, block.pool)
                 trace.intermediate(f"{name}.choice", trace.choices[name])
             if block.last:
                 return acc, exponent - self.activation_shift(layer)
             trace.masks[name] = acc <= 0
             if block.relu:
-                acc = ops.relu(acc)
-            x, blocked = quantize_activation(acc, self.activation_shift(layer), self.widths.activation)
+                acc = self.ops.relu(acc)
+            x, blocked = self.rules.quantize_activation(acc, self.activation_shift(layer), self.widths.activation)
             trace.clipped[name] = blocked
         raise AssertionError("the last block returns")
 
@@ -243,30 +252,31 @@ class Wage(Execution):
         record, rate = trace.record, self.learning_rate()
         logits, exponent = self._forward(x, exponent, trace)
         record["logits"], record["logits.exponent"] = logits, exponent
-        raw = logits.copy()
-        raw[np.arange(len(raw)), labels] -= 1 << -exponent
+        raw = self.rules.label_error(logits, exponent, labels)
         for block in reversed(self.blocks):
             layer = block.layer
             name = layer.name
             if not block.last:
                 raw = raw.reshape(trace.clipped[name].shape) * ~trace.clipped[name]
-            error, _ = quantize_error(raw, self.widths.error)
+            error, _ = self.rules.quantize_error(raw, self.widths.error)
             if not block.last:
                 if block.relu:
                     error = error * ~trace.masks[name]
                 if block.pool > 1:
-                    error = ops.max_pool_error(error, trace.choices[name], block.pool)
+                    error = self.ops.max_pool_error(error, trace.choices[name], block.pool)
             record[f"{name}.error"], record[f"{name}.error.exponent"] = error, 0
             x = trace.inputs[name]
             if isinstance(layer, Conv2d):
-                gradient = ops.conv2d_gradient(error, x, layer.kernel, layer.stride, layer.padding, self.error_limit)
+                gradient = self.ops.conv2d_gradient(
+                    error, x, layer.kernel, layer.stride, layer.padding, self.error_limit
+                )
             else:
-                gradient = ops.linear_gradient(error, x, self.error_limit)
-            record[f"{name}.gradient"] = gradient = ops.require_int32(gradient, f"{name}.gradient")
+                gradient = self.ops.linear_gradient(error, x, self.error_limit)
+            record[f"{name}.gradient"] = gradient = self.ops.require_int32(gradient, f"{name}.gradient")
             if block is not self.blocks[0]:
                 t = trace.weights[name]
                 if isinstance(layer, Conv2d):
-                    raw = ops.conv2d_error(
+                    raw = self.ops.conv2d_error(
                         error,
                         t,
                         layer.input_shape[:2],
@@ -276,15 +286,19 @@ class Wage(Execution):
                         self.weight_limit,
                     )
                 else:
-                    raw = ops.linear_error(error, t, self.error_limit, self.weight_limit)
+                    raw = self.ops.linear_error(error, t, self.error_limit, self.weight_limit)
                 trace.intermediate(f"{name}.error_accumulator", raw)
             self._update(layer, gradient, rate, record)
 
+    def _draw(self, layer, shape):
+        """The 16-bit draws that round the layer's update."""
+        stream = random.stream(layer.index, Purpose.GRADIENT)
+        return random.words(self.seed, self.step_index, stream, shape) >> 16
+
     def _update(self, layer, gradient: np.ndarray, rate: int, record) -> None:
         name = f"{layer.name}.weight"
-        words = random.words(self.seed, self.step_index, random.stream(layer.index, Purpose.GRADIENT), gradient.shape)
-        step = weight_step(gradient, rate, words >> 16)
-        self.state[name] = update(self.state[name][0], step, self.master_limit), 0
+        step = self.rules.weight_step(gradient, rate, self._draw(layer, gradient.shape))
+        self.state[name] = self.rules.update(self.state[name][0], step, self.master_limit), 0
         record[name], record[f"{name}.exponent"] = self.state[name]
 
     def loss(self, logits, exponent, labels):
