@@ -98,6 +98,16 @@ class Execution:
     def _step(self, x: np.ndarray, exponent: int, labels: np.ndarray, trace: Trace) -> None:
         raise NotImplementedError
 
+    # Replaced by executions on another device
+
+    def _place(self, batch: np.ndarray):
+        """Images or labels of a batch, where the step computes."""
+        return batch
+
+    def _collect(self, record: Record) -> Record:
+        """A finished record, readable with numpy."""
+        return record
+
     # Shared
 
     def set_batch(self, batch: int) -> None:
@@ -141,7 +151,9 @@ class Execution:
 
     def forward(self, images) -> tuple[np.ndarray, int]:
         """(logits [n][classes], exponent) of raw or converted images, with the current weights."""
-        return self._forward(*self._input(images), Trace(False))
+        x, exponent = self._input(images)
+        logits, exponent = self._forward(self._place(x), exponent, Trace(False))
+        return self._collect(Record(logits=logits))["logits"], exponent
 
     def predict(self, images) -> np.ndarray:
         """The class of each image: the first largest logit."""
@@ -164,11 +176,11 @@ class Execution:
         if len(x) != self.batch:
             raise InputError(f"this network trains with batches of {self.batch}, got {len(x)} images")
         trace = Trace(intermediates)
-        self._step(x, exponent, labels, trace)
+        self._step(self._place(x), exponent, self._place(labels), trace)
         trace.record.required = tuple(trace.record)
         trace.record.update(trace.optional)
         self.step_index += 1
-        return trace.record
+        return self._collect(trace.record)
 
     def host_state(self) -> dict[str, tuple[np.ndarray, int]]:
         """The state as numpy arrays."""
