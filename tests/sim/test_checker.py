@@ -95,8 +95,8 @@ def test_programs_hold_nothing_that_depends_on_data(method):
 
 
 @pytest.mark.parametrize("core", ["tiny", "small", "base", "wide"])
-@pytest.mark.parametrize("model, data", [("mlp", "digits"), ("mlp", "mnist"), ("lenet", "mnist"), ("tiny-cnn", "digits"),
-                                         ("bench-cnn", "synthetic")])
+@pytest.mark.parametrize("model, data", [("mlp", "digits"), ("mlp", "mnist"), ("lenet", "mnist"),
+                                         ("tiny-cnn", "digits"), ("bench-cnn", "synthetic")])
 def test_networks_fit_every_core_and_regions_are_apart(core, model, data):
     network = golden.train.build("niti", model, 1, data=data, batch=32)
     compiled = compiler.compile_training(PRESETS[core], network, batch=32, capacity=3, steps=2, bits=4)

@@ -1,0 +1,147 @@
+"""Whole training steps on the simulated core."""
+
+import json
+
+import numpy as np
+import pytest
+
+import golden.__main__
+import golden.train
+from golden import data as data_module
+from hw.config import PRESETS
+from hw.descriptor import Opcode, encode
+from hw.errors import ErrorCode
+from sim import verilator
+from sim.__main__ import main
+from sim.layout import PixelTensor, WeightTensor
+from sim.session import simulate
+from sim.shared import MemorySettings
+from sim.tiling import Geometry, gradient
+from sim.train import generated_verilog, train
+from sim.verilator import lint
+
+
+def _train(core, tmp_path, method="niti", model="mlp", steps=12, batch=32, settings=None, seed=1, **options):
+    network = golden.train.build(method, model, seed, data="digits", batch=batch, **options)
+    return train(PRESETS[core], network, data_module.load("digits"), steps, tmp_path, settings=settings,
+                 intermediates=True, log=lambda line: None)
+
+
+def _digests(folder):
+    return [json.loads(line)["weights"] for line in (folder / "digests.jsonl").read_text().splitlines()]
+
+
+def test_the_command_trains_the_digits_mlp_like_golden(tmp_path, capsys):
+    assert main(["train", "--steps", "12", "--core", "tiny", "--seed", "3", "--out", str(tmp_path / "sim")]) == 0
+    assert golden.__main__.main(["train", "--steps", "12", "--seed", "3", "--out", str(tmp_path / "golden")]) == 0
+    assert _digests(tmp_path / "sim") == _digests(tmp_path / "golden")
+    summary = json.loads((tmp_path / "sim" / "summary.json").read_text())
+    assert summary["bit_exact"] is True and not summary["not_compared"]
+    # mlp: logits and its exponent; per layer activation, error, weights with exponents, and the gradient.
+    assert summary["tensors_compared"] == 12 * (2 + 2 * 7)
+    assert summary["test_accuracy"] == summary["golden_accuracy"]
+    # All twelve steps of one doorbell: the host wrote state and batch once, and nothing else.
+    assert summary["doorbells"] == 1
+    assert set(summary["host_writes"]) == {"fc0.weight", "fc1.weight", "weight exponents", "images", "labels",
+                                           "exponents", "program"}
+    assert (tmp_path / "sim" / "report.html").stat().st_size > 10_000
+    passes = {(row["layer"], row["pass"]) for row in json.loads((tmp_path / "sim" / "cycles.json").read_text())}
+    assert {("fc0", "forward"), ("fc1", "error"), ("fc0", "gradient"), ("fc1", "loss"), ("fc0", "update")} <= passes
+
+
+@pytest.mark.parametrize("core, method, model, batch, options", [
+    ("tiny", "niti-2020", "mlp", 20, {}),
+    ("tiny", "niti", "mlp", 32, {"weight_bits": 16}),
+    ("tiny", "niti", "tiny-cnn", 5, {}),
+    pytest.param("wide", "niti-2020", "tiny-cnn", 8, {}, marks=pytest.mark.slow),
+    pytest.param("small", "niti", "tiny-cnn", 32, {}, marks=pytest.mark.slow),
+])
+def test_networks_are_bit_exact(tmp_path, core, method, model, batch, options):
+    summary = _train(core, tmp_path, method, model, steps=3, batch=batch, **options)
+    assert summary["bit_exact"] and summary["steps"] == 3
+
+
+def test_memory_timing_changes_cycles_but_no_bit(tmp_path):
+    digests, cycles = [], []
+    for name, settings in (("fast", MemorySettings(latency=1, outstanding=64)),
+                           ("slow", MemorySettings(latency=150, read_rate=4, write_rate=4, outstanding=4)),
+                           ("random", MemorySettings(latency=30, stall=0.4, seed=7, outstanding=16))):
+        summary = _train("tiny", tmp_path / name, model="tiny-cnn", batch=5, steps=2, settings=settings)
+        digests.append(_digests(tmp_path / name))
+        cycles.append(summary["cycles"])
+    assert digests[0] == digests[1] == digests[2]
+    assert len(set(cycles)) == 3
+
+
+def test_errors_stop_the_core_and_name_the_descriptor(tmp_path):
+    """Illegal descriptor, address outside the window, AXI error response, overflow; after each the core works again."""
+    config = PRESETS["tiny"]
+    end = encode(Opcode.END)
+
+    def product(feed=(), **sections):
+        g = Geometry(name="layer", n=4, h=1, w=1, ci=4, co=4, kh=1, kw=1, ho=1, wo=1)
+        pixels, weights = PixelTensor((4, 1, 1, 4), 4), WeightTensor((4, 1, 1, 4), 4, "int32")
+        (block,) = gradient(config, g, 0x8000, pixels, 0x8100, pixels, 0x8200, weights, 1)
+        merged = {name: {**block.sections[name], **sections.get(name, {})} for name in block.sections}
+        merged["feed"] |= dict(feed)
+        return encode(Opcode.PRODUCT, **merged)
+
+    good, limit = product(), 0x20000
+    # Three sums of 60,000 products of 127 * 127 each, the later two added to the first, leave int32.
+    long = {"pixels0": 1, "pixels1": 1, "pixels2": 60_000, "a_pixel2": 0, "b_pixel2": 0, "column_step": 0, "last": 0}
+    programs = {
+        "good": good + end,
+        "opcode": good + bytes([77]) + bytes(255),
+        "field": good + product(feed={"tiles1": 0}),
+        "window": good + product(load_a={"address": limit}),
+        "store": good + product(store={"address": limit + 0x400}),
+        "response": good + product(load_a={"address": 0x9000}),
+        "overflow": good + product(feed=long) + product(feed={**long, "first": 0}) * 2 + end,
+    }
+    places = {name: 0x1000 * (k + 1) for k, name in enumerate(programs)}
+
+    def prepare(memory):
+        memory.write("errors", 0x8000, np.full(16, 127, np.int8))
+        memory.write("inputs", 0x8100, np.full(16, 127, np.int8))
+        for name, image in programs.items():
+            memory.write(name, places[name], image)
+
+    order = ["good", "opcode", "good", "field", "window", "good", "store", "response", "good", "overflow", "good"]
+    result = simulate(
+        verilator.build(generated_verilog(config)), "tests.sim.core_scenarios:errors",
+        {"programs": [[places[name], limit] for name in order], "window": [0, limit]}, out=tmp_path, prepare=prepare,
+        settings=MemorySettings(size=0x40000, latency=2, errors=(0x9000, 0x100)), cycle_limit=100_000_000)
+    expected = {"opcode": ErrorCode.ILLEGAL_DESCRIPTOR, "field": ErrorCode.ILLEGAL_DESCRIPTOR,
+                "window": ErrorCode.READ_OUTSIDE_WINDOW, "store": ErrorCode.WRITE_OUTSIDE_WINDOW,
+                "response": ErrorCode.READ_FAILED, "overflow": ErrorCode.ACCUMULATOR_OVERFLOW}
+    for name, values in zip(order, result.value, strict=True):
+        error = bool(values["STATUS"] & 4)
+        assert error == (name != "good"), (name, values)
+        if error:
+            assert values["ERROR_CODE"] == expected[name], name
+            assert values["ERROR_DESCRIPTOR"] == places[name] + 256 * (3 if name == "overflow" else 1), name
+    by_name = dict(zip(order, result.value, strict=True))
+    assert by_name["window"]["ERROR_ADDRESS"] == limit
+    assert by_name["store"]["ERROR_ADDRESS"] == limit + 0x400
+
+
+@pytest.mark.parametrize("arguments, message", [
+    (["--method", "nitty"], "unknown method 'nitty'"),
+    (["--method", "float"], "does not run method 'float'"),
+    (["--model", "mlpp"], "unknown model 'mlpp'"),
+    (["--data", "digit"], "unknown data 'digit'"),
+    (["--core", "huge"], "unknown core 'huge'"),
+    (["--batch", "2000"], "--batch must be 1..1440"),
+    (["--steps", "0"], "--steps must be at least 1"),
+    (["--data", "mnist", "--data-dir", "nowhere"], "nowhere"),
+    (["--model", "tiny-resnet"], "no rule for BatchNorm"),
+])
+def test_bad_arguments_get_one_line(tmp_path, capsys, arguments, message):
+    assert main(["train", "--steps", "1", *arguments, "--out", str(tmp_path)]) == 1
+    error = capsys.readouterr().err
+    assert message in error and error.count("\n") == 1, error
+
+
+@pytest.mark.parametrize("core", ["tiny", "wide"])
+def test_generated_verilog_is_lint_clean(core):
+    assert not lint(generated_verilog(PRESETS[core]))
