@@ -41,7 +41,7 @@ formal: $(BASE) $(FPGA) ## proofs of the small units
 	$(PY) -m hw formal --out $(OUT)/formal
 
 bench: $(BASE) $(GPU) ## all benchmarks beside their references, JSON and table into build/bench
-	$(PY) -m sim bench --out $(OUT)/bench
+	$(PY) -m sim.bench --out $(OUT)/bench
 
 accuracy: $(BASE) ## integer versus float accuracy table
 	$(PY) -m golden accuracy --out $(OUT)/accuracy

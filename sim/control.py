@@ -58,6 +58,7 @@ FIELDS = {
     "hazard_address": "address of the first of those",
     "loop_nanoseconds": "wall time spent with Python asleep",
     "loop_cycles": "cycles of that time",
+    "wall_nanoseconds": "wall time since the first rising edge, Python's work between doorbells included",
 }
 HEADER_WORDS = 64
 SIZE = HEADER_WORDS * 8 + MESSAGE_BYTES + MAX_REGIONS * 16

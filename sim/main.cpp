@@ -90,6 +90,7 @@ public:
         control_ = static_cast<uint64_t*>(map_file(folder + "/control.bin", size, true));
         if (size != kControlBytes) fail(folder + "/control.bin is of another version of this program");
         auto* const memory = static_cast<uint8_t*>(map_file(folder + "/memory.bin", size, true));
+        bytes_ = memory;
         if (size < control_[F_memory_bytes]) fail(folder + "/memory.bin is shorter than the configured memory");
         uint8_t* const ring = static_cast<uint8_t*>(map_file(folder + "/snapshots.bin", size, false));
         if (ring && size < control_[F_slots] * control_[F_slot_bytes])
@@ -123,7 +124,7 @@ public:
 #endif
     }
 
-    int run_script(const char* path);
+    int run_script(const char* path, const char* data);
 #ifndef INTRAIN_BARE
     int run_cocotb();
 #endif
@@ -137,6 +138,7 @@ private:
     // Someone wants the end, the parent is gone, or the limit is reached.
     bool poll() {
         flush();
+        control_[F_wall_nanoseconds] = nanoseconds_since(start_);
         if (Verilated::gotFinish() || asked(F_stop) >= 2) return true;
         if (control_[F_parent] && kill(static_cast<pid_t>(control_[F_parent]), 0)) return true;
         if (control_[F_cycle_limit] && cycle_ >= control_[F_cycle_limit]) {
@@ -147,7 +149,13 @@ private:
         return false;
     }
 
+    static uint64_t nanoseconds_since(std::chrono::steady_clock::time_point start) {
+        const std::chrono::nanoseconds spent = std::chrono::steady_clock::now() - start;
+        return static_cast<uint64_t>(spent.count());
+    }
+
     void clock_high() {
+        if (__builtin_expect(cycle_ == 0, 0)) start_ = std::chrono::steady_clock::now();
         if (!external_) memory_->sample(cycle_);
         Activity<Vtop>::count(*top_, activity_);
         top_->eval();
@@ -185,8 +193,8 @@ private:
             end_slot();
             if (__builtin_expect((cycle_ & 1023) == 0, 0) && poll()) { wake = kEnd; break; }
         }
-        const std::chrono::nanoseconds spent = std::chrono::steady_clock::now() - start;
-        control_[F_loop_nanoseconds] += static_cast<uint64_t>(spent.count());
+        control_[F_loop_nanoseconds] += nanoseconds_since(start);
+        control_[F_wall_nanoseconds] = nanoseconds_since(start_);
         control_[F_loop_cycles] += cycle_ - first;
         flush();
         return wake;
@@ -236,12 +244,14 @@ private:
 #endif
 
     uint64_t* control_;
+    uint8_t* bytes_;  // the memory
     uint64_t* activity_;
     std::unique_ptr<Vtop> top_;
     std::unique_ptr<AxiMemory<Vtop>> memory_;
 #if VM_TRACE
     std::unique_ptr<VerilatedFstC> trace_;
 #endif
+    std::chrono::steady_clock::time_point start_ = std::chrono::steady_clock::now();
     uint64_t cycle_ = 0;
     uint8_t irq_ = 0;
     bool external_ = false;
@@ -312,10 +322,13 @@ bool Simulation::lite(bool write, uint32_t address, uint32_t& data) {
     return false;
 }
 
-// Script lines: `reset CYCLES`, `write ADDRESS VALUE`, `read ADDRESS` (printed), `interrupt LIMIT`.
-int Simulation::run_script(const char* path) {
+// Script lines: `reset CYCLES`, `write ADDRESS VALUE`, `read ADDRESS` (printed), `interrupt LIMIT`, and
+// `load ADDRESS OFFSET BYTES`, which copies a piece of the file `data` to memory.
+int Simulation::run_script(const char* path, const char* data) {
     FILE* const script = std::fopen(path, "r");
     if (!script) fail(std::string("cannot open the script ") + path);
+    size_t data_size = 0;
+    const auto* const pieces = data ? static_cast<const uint8_t*>(map_file(data, data_size, true)) : nullptr;
     top_->eval();
     char verb[32];
     while (std::fscanf(script, "%31s", verb) == 1) {
@@ -323,7 +336,12 @@ int Simulation::run_script(const char* path) {
         uint32_t value = 0;
         const std::string word = verb;
         if (std::fscanf(script, "%lli", reinterpret_cast<long long*>(&first)) != 1) fail("no number after " + word);
-        if (word == "reset") {
+        if (word == "load") {
+            unsigned long long from = 0, count = 0;
+            if (std::fscanf(script, "%llu %llu", &from, &count) != 2) fail("no offset and size after load");
+            if (from + count > data_size || first + count > control_[F_memory_bytes]) fail("load outside a file");
+            std::memcpy(bytes_ + first, pieces + from, count);
+        } else if (word == "reset") {
             top_->rst = 1;
             run(now_ + 2 * first);
             top_->rst = 0;
@@ -354,8 +372,8 @@ int main(int argc, char** argv) {
     if (!folder) fail("INTRAIN_RUN_DIR is not set; start the simulation through sim.session");
     Simulation simulation(folder);
 #ifdef INTRAIN_BARE
-    if (argc < 2) fail("usage: intrain SCRIPT");
-    return simulation.run_script(argv[1]);
+    if (argc < 2) fail("usage: intrain SCRIPT [DATA]");
+    return simulation.run_script(argv[1], argc > 2 ? argv[2] : nullptr);
 #else
     return simulation.run_cocotb();
 #endif

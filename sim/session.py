@@ -162,8 +162,8 @@ class Session:
 @dataclass(frozen=True)
 class Result:
     """What a simulation gave: the scenario's value, whether the user stopped it early, cycles, wall
-    seconds, seconds and cycles with Python asleep, bus counters, the host's writes in order, and cycles by
-    [product, vector engine][tag][activity]."""
+    seconds, seconds and cycles with Python asleep, seconds since the first clock edge, bus counters, the
+    host's writes in order, and cycles by [product, vector engine][tag][activity]."""
 
     value: object
     stopped: bool
@@ -171,6 +171,7 @@ class Result:
     seconds: float
     loop_seconds: float
     loop_cycles: int
+    clocked_seconds: float
     read_beats: int
     write_beats: int
     hazards: int
@@ -245,6 +246,7 @@ def simulate(
             seconds,
             block.loop_nanoseconds / 1e9,
             block.loop_cycles,
+            block.wall_nanoseconds / 1e9,
             block.read_beats,
             block.write_beats,
             block.hazards,

@@ -235,6 +235,10 @@ class Memory:
         digest = hashlib.sha256(data).hexdigest()
         self.log.append(HostWrite(self.doorbells, self._control.cycle, name, int(address), int(data.size), digest))
 
+    def digest(self):
+        """SHA-256 of all of it."""
+        return hashlib.sha256(self.view).hexdigest()
+
     def read(self, address, count, dtype=np.uint8):
         """A copy of `count` elements at a byte address."""
         dtype = np.dtype(dtype)

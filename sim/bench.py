@@ -1,0 +1,196 @@
+"""Speed of the co-simulation, side by side: `python -m sim.bench --core base --out build/bench`.
+
+One training run is recorded, then the same doorbells are replayed in alternation by
+  bare       the C++ loop without VPI: the speed of the model itself
+  cocotb     our loop under cocotb, Python asleep between doorbells
+  compared   the same, with every required tensor of every step compared with golden (in a second process)
+  stock      cocotb's own runner: public signals, clock in Python, cocotbext-axi memory (a part of the first doorbell)
+and Amaranth's simulator clocks the idle core. Results are cycles per second of wall time from the first clock edge.
+"""
+
+import argparse
+import dataclasses
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import golden.train
+from golden import data as data_module
+from golden.errors import InputError
+from hw import config as core_config
+from hw.register_map import offset
+
+from . import verilator
+from .scenario import START
+from .session import ROOT, _clean_environment, simulate
+from .shared import MemorySettings, RunFolder, SimulationError
+from .train import generated_verilog, train
+
+SETTINGS = MemorySettings(latency=100, outstanding=64)
+LIMIT = 1 << 40
+STOCK_SECONDS = 20
+IDLE_CYCLES = 300
+NAMES = ("bare", "cocotb", "compared", "stock", "amaranth")
+
+
+def replay_script(plan, seed, memory_bytes):
+    """The bare loop's script for the doorbells in `plan` (see `scenario.run`)."""
+    registers = {"WINDOW_BASE": 0, "WINDOW_LIMIT": memory_bytes, "SEED": seed, "IRQ_ENABLE": 3}
+    lines = ["reset 4", *(f"write {offset(name)} {value}" for name, value in registers.items())]
+    for doorbell in plan:
+        lines += [f"load {address} {start} {size}" for _, address, start, size in doorbell["writes"]]
+        for name, value in (("PROGRAM", doorbell["program"]), ("STEP", doorbell["step"]), ("CONTROL", START)):
+            lines.append(f"write {offset(name)} {value}")
+        lines += [f"interrupt {LIMIT}", f"read {offset('STATUS')}", f"write {offset('IRQ_STATUS')} 3"]
+    return "\n".join([*lines, ""])
+
+
+def run_bare(build, run, seed):
+    """Replay the doorbells of folder `run` in the bare loop; returns (cycles, seconds, final memory digest)."""
+    plan = json.loads((run / "doorbells.json").read_text())
+    with RunFolder.create(SETTINGS) as folder:
+        script = folder.path / "script"
+        script.write_text(replay_script(plan, seed, SETTINGS.size))
+        command = [build.executable, script, run / "doorbells.bin"]
+        done = subprocess.run(command, env=_clean_environment(folder), capture_output=True, text=True)
+        if done.returncode:
+            raise SimulationError(f"the bare loop failed: {done.stderr.strip()}")
+        block = folder.control
+        return block.loop_cycles, block.loop_nanoseconds / 1e9, folder.memory.digest()
+
+
+def run_cocotb(build, run, seed, counters):
+    """The same under cocotb without comparing; returns (cycles, seconds, final memory digest)."""
+    digests = []
+    parameters = {"folder": str(run), "window": [0, SETTINGS.size], "limit": LIMIT, "seed": seed, "counters": counters}
+    result = simulate(
+        build,
+        "sim.scenario:run",
+        parameters,
+        out=run / "cocotb",
+        settings=SETTINGS,
+        keep=lambda memory: digests.append(memory.digest()),
+    )
+    return result.cycles, result.clocked_seconds, digests[0]
+
+
+def run_stock(verilog, run, seed):
+    """cocotb's own way for STOCK_SECONDS of the first doorbell; returns (cycles, seconds)."""
+    tool = verilator.find_verilator()
+    with tempfile.TemporaryDirectory() as folder:
+        (Path(folder) / "intrain.v").write_text(verilog)
+        environment = {
+            **tool.environment,
+            "PYTHONPATH": str(ROOT),
+            "MAKEFLAGS": "CFG_CXXFLAGS_PCH_I=-include CFG_CXXFLAGS_STD=-std=gnu++17 CFG_LDLIBS_THREADS=-pthread",
+            "INTRAIN_STOCK": json.dumps(
+                {"run": str(run), "seed": seed, "seconds": STOCK_SECONDS, "size": SETTINGS.size}
+            ),
+        }
+        log = Path(folder) / "log"
+        with open(log, "w") as file:
+            code = subprocess.run(
+                [sys.executable, "-m", "sim.stock"], cwd=folder, env=environment, stdout=file, stderr=file
+            ).returncode
+        result = Path(folder) / "result.json"
+        if not result.exists():
+            last = log.read_text().strip().splitlines()[-1:]
+            raise SimulationError(f"cocotb's stock runner failed (exit code {code}): {' '.join(last)}")
+        answer = json.loads(result.read_text())
+        return answer["cycles"], answer["seconds"]
+
+
+def run_amaranth(config):
+    """Amaranth's simulator on the idle core; returns (cycles, seconds)."""
+    from amaranth.sim import Simulator
+
+    from hw.core import Core
+
+    simulator = Simulator(Core(config))
+    simulator.add_clock(1e-8)
+
+    async def wait(context):
+        await context.tick().repeat(IDLE_CYCLES)
+
+    simulator.add_testbench(wait)
+    start = time.monotonic()
+    simulator.run()
+    return IDLE_CYCLES, time.monotonic() - start
+
+
+def bench(core, steps, repeats, out, log=print):
+    """Measure everything; returns the table as {name: {cycles_per_second, of_bare, ...}} with the facts beside it."""
+    from hw.core import COUNTERS
+
+    out.mkdir(parents=True, exist_ok=True)
+    config = core_config.load(core)
+    dataset = data_module.load("digits", None)
+    verilog = generated_verilog(config)
+    builds = {flavour: verilator.build(verilog, flavour=flavour, log=log) for flavour in ("bare", "fast")}
+    rates = {name: [] for name in NAMES}
+    run = (out / "run" / "run").resolve()
+    exact = True
+    for number in range(repeats):
+        network = golden.train.build("niti", "mlp", 1, data="digits", batch=32)
+        summary = train(config, network, dataset, steps, out / "run", log=log)
+        rates["compared"].append(summary["clocked_cycles_per_second"])
+        exact = exact and summary["bit_exact"]
+        cycles, seconds, bare_memory = run_bare(builds["bare"], run, 1)
+        rates["bare"].append(cycles / seconds)
+        cycles, seconds, memory = run_cocotb(builds["fast"], run, 1, len(COUNTERS))
+        rates["cocotb"].append(cycles / seconds)
+        exact = exact and memory == bare_memory
+        log(f"round {number + 1} of {repeats} done")
+    stock_cycles, seconds = run_stock(verilog, run, 1)
+    rates["stock"].append(stock_cycles / seconds)
+    idle_cycles, seconds = run_amaranth(config)
+    rates["amaranth"].append(idle_cycles / seconds)
+    bare = statistics.median(rates["bare"])
+    table = {}
+    for name in NAMES:
+        median = statistics.median(rates[name])
+        table[name] = {
+            "cycles_per_second": round(median),
+            "of_bare": round(median / bare, 5),
+            "over_stock": round(median / statistics.median(rates["stock"]), 1),
+            "measured": [round(rate) for rate in rates[name]],
+        }
+    return {
+        "core": dataclasses.asdict(config),
+        "steps": steps,
+        "cycles": cycles,
+        "tensors_compared": summary["tensors_compared"],
+        "same_memory_and_tensors": exact,
+        "processors": os.cpu_count(),
+        "build_seconds": {flavour: build.seconds for flavour, build in builds.items()},
+        "speed": table,
+    }
+
+
+def main(arguments=None):
+    parser = argparse.ArgumentParser(prog="python -m sim.bench", description=__doc__.partition("\n")[0])
+    parser.add_argument("--core", default="base")
+    parser.add_argument("--steps", type=int, default=180, help="training steps of one round (default %(default)s)")
+    parser.add_argument("--repeats", type=int, default=3, help="rounds (default %(default)s)")
+    parser.add_argument("--out", type=Path, default=Path("build/bench"))
+    options = parser.parse_args(arguments)
+    try:
+        result = bench(options.core, options.steps, options.repeats, options.out)
+    except (InputError, core_config.ConfigError, SimulationError, verilator.BuildError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    (options.out / "cosim.json").write_text(json.dumps(result, indent=1) + "\n")
+    print(f"{'':10} {'cycles/s':>12} {'of bare':>9} {'x stock':>9}")
+    for name, row in result["speed"].items():
+        print(f"{name:10} {row['cycles_per_second']:12,} {row['of_bare']:9.3f} {row['over_stock']:9.1f}")
+    print(f"{result['cycles']:,} cycles, {result['tensors_compared']:,} tensors: {options.out / 'cosim.json'}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,62 @@
+"""The benchmark's reference: the core under cocotb's unchanged Verilator runner and cocotbext-axi.
+
+`python -m sim.stock` builds `intrain.v` of the current folder and runs the test below; what to do comes as JSON in
+INTRAIN_STOCK, what it measured goes to result.json.
+"""
+
+import json
+import os
+import time
+from pathlib import Path
+
+import cocotb
+from cocotb.clock import Clock
+from cocotb.triggers import ClockCycles, First, RisingEdge
+
+from hw.register_map import offset
+
+from .scenario import START
+
+SLICE = 2000
+"""Cycles between two looks at the wall clock."""
+
+
+@cocotb.test()
+async def doorbell(dut):
+    from cocotbext.axi import AxiBus, AxiLiteBus, AxiLiteMaster, AxiRam
+
+    request = json.loads(os.environ["INTRAIN_STOCK"])
+    run = Path(request["run"])
+    first = json.loads((run / "doorbells.json").read_text())[0]
+    data = (run / "doorbells.bin").read_bytes()
+    Clock(dut.clk, 2, "ns").start()
+    registers = AxiLiteMaster(AxiLiteBus.from_prefix(dut, "s_axi"), dut.clk, dut.rst)
+    memory = AxiRam(AxiBus.from_prefix(dut, "m_axi"), dut.clk, dut.rst, size=request["size"])
+    dut.rst.value = 1
+    await ClockCycles(dut.clk, 4)
+    dut.rst.value = 0
+    await ClockCycles(dut.clk, 4)
+    for _, address, start, size in first["writes"]:
+        memory.write(address, data[start : start + size])
+    values = {"WINDOW_BASE": 0, "WINDOW_LIMIT": request["size"], "SEED": request["seed"], "IRQ_ENABLE": 3}
+    values |= {"PROGRAM": first["program"], "STEP": first["step"], "CONTROL": START}
+    for name, value in values.items():
+        await registers.write_dword(offset(name), value)
+    begin, cycles = time.monotonic(), 0
+    while time.monotonic() - begin < request["seconds"] and not int(dut.irq.value):
+        await First(ClockCycles(dut.clk, SLICE), RisingEdge(dut.irq))
+        cycles += SLICE
+    Path("result.json").write_text(json.dumps({"cycles": cycles, "seconds": time.monotonic() - begin}))
+
+
+def main():
+    from cocotb_tools.runner import get_runner
+
+    runner = get_runner("verilator")
+    flags = ["-Wno-fatal", "--x-assign", "fast", "--x-initial", "fast", "--noassert", "-CFLAGS", "-O3 -march=native"]
+    runner.build(sources=["intrain.v"], hdl_toplevel="intrain", build_args=flags, timescale=("1ns", "1ns"))
+    runner.test(test_module="sim.stock", hdl_toplevel="intrain", hdl_toplevel_lang="verilog")
+
+
+if __name__ == "__main__":
+    main()
