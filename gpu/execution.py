@@ -1,0 +1,110 @@
+"""Golden's methods with tensors on a device: the flow of a step is golden's, operations and arithmetic are torch's."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+import golden.dfp
+import golden.niti
+import golden.wage
+from golden.errors import InputError
+from golden.execution import Execution, Record
+from golden.random import Purpose, stream
+from golden.train import build as golden_build
+from golden.train import load_checkpoint as golden_load_checkpoint
+from gpu import dfp, niti, wage
+from gpu.ops import Ops
+from gpu.rounding import Draw
+
+
+def to_host(value):
+    """A tensor as a numpy array (exponents: int); anything else unchanged."""
+    if not isinstance(value, torch.Tensor):
+        return value
+    return value.cpu().numpy() if value.ndim else int(value)
+
+
+class DeviceRecord(Record):
+    """A record whose tensors are fetched when they are read. Of several workers it holds this worker's images."""
+
+    def __getitem__(self, name):
+        return to_host(super().__getitem__(name))
+
+    def items(self):
+        return [(name, self[name]) for name in self]
+
+    def values(self):
+        return [self[name] for name in self]
+
+
+class OnDevice(Execution):
+    """What the methods share on a device. A network starts on the host; `place` moves it."""
+
+    Rules: type
+
+    def place(self, ops: Ops) -> OnDevice:
+        """Move the state to the device of `ops`; every step after that computes there. Returns the network."""
+        if self.batch is not None and self.batch < ops.group.size:
+            raise InputError(f"--batch must be at least the number of workers, {ops.group.size}, got {self.batch}")
+        self.ops = ops
+        self.rules = self.Rules(ops)
+        self.state = {name: (ops.tensor(array), exponent) for name, (array, exponent) in self.state.items()}
+        return self
+
+    def host_state(self):
+        return {name: (to_host(tensor), exponent) for name, (tensor, exponent) in self.state.items()}
+
+    def _place(self, batch: np.ndarray) -> torch.Tensor:
+        self.placed_batch = len(batch)
+        return self.ops.tensor(batch[self.ops.group.shard(len(batch))])
+
+    def _collect(self, record: Record) -> Record:
+        record["logits"] = self.ops.group.gather(record["logits"], self.placed_batch)
+        collected = DeviceRecord(record)
+        collected.required = record.required
+        return collected
+
+
+class Niti(OnDevice, golden.niti.Niti):
+    Rules = niti.Rules
+
+
+class Wage(OnDevice, golden.wage.Wage):
+    Rules = wage.Rules
+
+    def _draw(self, layer, shape):
+        return Draw(self.seed, self.step_index, stream(layer.index, Purpose.GRADIENT))
+
+
+BATCH_STREAMS = (
+    Purpose.ACTIVATION,
+    Purpose.ERROR,
+    Purpose.LOSS,
+    Purpose.BATCH_NORM_GRADIENT,
+    Purpose.RESIDUAL_ADD,
+)
+
+
+class Dfp(OnDevice, golden.dfp.Dfp):
+    Rules = dfp.Rules
+
+    def _draw(self, index, purpose, shape, offset=0):
+        if purpose in BATCH_STREAMS:
+            # Words belong to positions in the whole batch.
+            offset += self.ops.group.shard(self.batch).start * int(np.prod(shape[1:], dtype=np.int64))
+        return Draw(self.seed, self.step_index, stream(index, purpose), offset)
+
+
+METHODS: dict[str, type[OnDevice]] = {"niti": Niti, "niti-2020": Niti, "wage": Wage, "dfp": Dfp}
+
+
+def build(method: str, model: str, seed: int, *, ops: Ops | None = None, **options) -> OnDevice:
+    """`golden.train.build` on the device of `ops` (default: the CPU)."""
+    return golden_build(method, model, seed, methods=METHODS, **options).place(ops or Ops())
+
+
+def load_checkpoint(out, ops: Ops | None = None) -> tuple[OnDevice, bool]:
+    """A run of `golden`, `sim` or `gpu` saved in a folder, on the device of `ops`; and whether it augments."""
+    network, augment = golden_load_checkpoint(out, METHODS)
+    return network.place(ops or Ops()), augment

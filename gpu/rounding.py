@@ -1,0 +1,128 @@
+"""The rounding rules of `golden.rounding` and the contract's random words on torch tensors, on any device."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from golden import random
+from golden.rounding import Rounding
+
+
+@dataclass(frozen=True)
+class Draw:
+    """The words of a tensor, row-major from index `first` of a stream: computed where they are used."""
+
+    seed: int
+    step: int
+    stream: int
+    first: int = 0
+
+    @property
+    def key(self) -> int:
+        return random.key(self.seed, self.step, self.stream)
+
+    def words(self, like: torch.Tensor) -> torch.Tensor:
+        """A word per element of `like`, as the int32 of the same bits."""
+        index = torch.arange(like.numel(), dtype=torch.int32, device=like.device) + _signed(self.first)
+        return _mix32((index * _signed(random.INDEX_MULTIPLIER)) ^ _signed(self.key)).reshape(like.shape)
+
+
+def _signed(word: int) -> int:
+    """The int32 with the bits of a 32-bit word."""
+    word &= random.MASK
+    return word - (1 << 32) if word >> 31 else word
+
+
+def _mix32(a: torch.Tensor) -> torch.Tensor:
+    """golden.random.mix32 in wrapping int32; right shifts must bring in zeros."""
+    for s in random.MIX32:
+        constant = _signed(s.constant)
+        left = a + constant if s.first == "+" else a ^ constant
+        right = a << s.shift if s.direction == "<<" else (a >> s.shift) & ((1 << 32 - s.shift) - 1)
+        a = left + right if s.join == "+" else left ^ right
+    return a
+
+
+def top_bits(words: torch.Tensor, bits: int, dtype: torch.dtype) -> torch.Tensor:
+    """The upper `bits` (0..32) of 32-bit words, as non-negative integers."""
+    if bits == 32:
+        return words.to(torch.int64) & random.MASK
+    if bits == 0:
+        return torch.zeros_like(words, dtype=dtype)
+    return ((words >> (32 - bits)) & ((1 << bits) - 1)).to(dtype)
+
+
+def half_up(x: torch.Tensor, shift: int) -> torch.Tensor:
+    x = x.to(torch.int64)
+    return (x + ((1 << shift) >> 1)) >> shift if shift <= 62 else torch.zeros_like(x)
+
+
+def half_even(x: torch.Tensor, shift: int) -> torch.Tensor:
+    if shift <= 0:
+        return x << -shift
+    return (x + ((x >> shift) & 1) + ((1 << (shift - 1)) - 1)) >> shift
+
+
+def _nearest(x, shift):
+    if shift == 0:
+        return x.clone()
+    rounded = x >> (8 * x.element_size() - 1)
+    rounded += x
+    rounded += 1 << (shift - 1)
+    rounded >>= shift
+    return rounded
+
+
+def _sign_magnitude(x, shift, up):
+    """x / 2**shift with the magnitude rounded up where up(discarded bits)."""
+    magnitude = x.abs()
+    rounded = (magnitude >> shift) + up(magnitude & ((1 << shift) - 1))
+    return torch.where(x < 0, -rounded, rounded)
+
+
+def _pseudo_stochastic(x, shift):
+    half = shift // 2
+    return _sign_magnitude(x, shift, lambda f: (f >> half) > ((f & ((1 << half) - 1)) << (shift & 1)))
+
+
+def _stochastic_16(x, shift, draw):
+    draw = top_bits(draw, 16, x.dtype)
+    if shift >= 16:
+        return _sign_magnitude(x, shift, lambda f: f > draw << (shift - 16))
+    return _sign_magnitude(x, shift, lambda f: f << (16 - shift) > draw)
+
+
+def _stochastic(x, shift, draw):
+    return (x + top_bits(draw, shift, x.dtype)) >> shift
+
+
+_RULES = {
+    Rounding.NEAREST: _nearest,
+    Rounding.HALF_UP: lambda x, shift: (x + ((1 << shift) >> 1)) >> shift,
+    Rounding.HALF_EVEN: half_even,
+    Rounding.PSEUDO_STOCHASTIC: _pseudo_stochastic,
+    Rounding.STOCHASTIC: _stochastic,
+    Rounding.STOCHASTIC_16: _stochastic_16,
+}
+
+
+def storage(bits: int) -> torch.dtype:
+    """The smallest type of `bits`-bit mantissas."""
+    return torch.int8 if bits <= 8 else torch.int16 if bits <= 16 else torch.int32
+
+
+def saturate(x: torch.Tensor, bits: int) -> torch.Tensor:
+    limit = (1 << (bits - 1)) - 1
+    return x.clamp(-limit, limit)
+
+
+def round_to(rounding, x: torch.Tensor, maximum: int, shift: int, bits: int, draw: Draw | None = None) -> torch.Tensor:
+    """x / 2**shift rounded and saturated to `bits` bits; `maximum` bounds |x| and tells whether 32 bits suffice."""
+    narrow = 0 <= shift <= 30 and maximum + (1 << shift) <= 2**31 - 1
+    operand = x.to(torch.int32 if narrow else torch.int64)
+    arguments = () if draw is None else (draw.words(x),)
+    rounded = _RULES[rounding](operand, shift, *arguments)
+    limit = (1 << (bits - 1)) - 1
+    return rounded.clamp_(-limit, limit).to(storage(bits))
