@@ -16,7 +16,7 @@ from golden.train import METHODS, Interrupted, build, load_checkpoint, train
 DEFAULTS = {"method": "niti", "model": "mlp", "data": "digits", "seed": 1}
 
 
-def add_training_arguments(parser: argparse.ArgumentParser) -> None:
+def add_training_arguments(parser: argparse.ArgumentParser, out: str = "build/golden") -> None:
     """The flags that `python -m golden|sim|gpu train` share; absent ones are None (see `DEFAULTS`)."""
     parser.add_argument("--method", help=f"arithmetic: {', '.join(METHODS)} (default niti)")
     parser.add_argument("--model", help=f"network: {', '.join(MODELS)} (default mlp)")
@@ -27,7 +27,7 @@ def add_training_arguments(parser: argparse.ArgumentParser) -> None:
     length.add_argument("--steps", type=int, help="stop at this absolute training step")
     length.add_argument("--epochs", type=int, help="stop after this many epochs (default 10)")
     parser.add_argument("--seed", type=int, help="seed of every random word (default 1)")
-    parser.add_argument("--out", type=Path, help="folder for the results (default build/golden)")
+    parser.add_argument("--out", type=Path, help=f"folder for the results (default {out})")
 
 
 def training_length(arguments: argparse.Namespace, steps_per_epoch: int) -> int:
@@ -44,24 +44,37 @@ def training_length(arguments: argparse.Namespace, steps_per_epoch: int) -> int:
 METHOD_OPTIONS = ("weight_bits", "rounding", "widths", "master_limit")
 
 
-def _train(arguments: argparse.Namespace) -> None:
+def add_run_arguments(parser: argparse.ArgumentParser) -> None:
+    """The flags that `python -m golden|gpu train` have beyond the shared ones."""
+    parser.add_argument("--resume", type=Path, metavar="DIR", help="continue the run in DIR with identical digests")
+    parser.add_argument("--augment", action="store_true", help="pad-4 crop and flip of the training images")
+    parser.add_argument("--weight-bits", type=int, help="niti: 8, or 16 for wide masters (default 8)")
+    parser.add_argument("--rounding", help="dfp: stochastic or nearest activations and weights")
+    parser.add_argument("--widths", help="wage: bits of W, A, G, E as hexadecimal digits (default 2888)")
+    parser.add_argument("--master-limit", type=int, help="wage: clip of the masters (default 64)")
+
+
+def chosen_network(arguments: argparse.Namespace, build=build, load_checkpoint=load_checkpoint):
+    """(network, whether its run augments) of the command line: a new one, or the one in the folder to resume."""
     if arguments.resume:
         for name in ("method", "model", "data", "batch", "seed", "out", *METHOD_OPTIONS):
             if getattr(arguments, name) is not None:
                 raise InputError(
                     f"--{name.replace('_', '-')} is fixed by the run that --resume continues: leave it out"
                 )
-        network, augment = load_checkpoint(arguments.resume)
-        out = arguments.resume
-    else:
-        chosen = {name: getattr(arguments, name) for name in DEFAULTS}
-        chosen = {name: DEFAULTS[name] if value is None else value for name, value in chosen.items()}
-        info = data_set(chosen["data"])
-        options = {name: getattr(arguments, name) for name in METHOD_OPTIONS}
-        options = {name: value for name, value in options.items() if value is not None}
-        batch = info.batch if arguments.batch is None else arguments.batch
-        network = build(**chosen, batch=batch, **options)
-        augment, out = arguments.augment, arguments.out or Path("build/golden")
+        return load_checkpoint(arguments.resume)
+    chosen = {name: getattr(arguments, name) for name in DEFAULTS}
+    chosen = {name: DEFAULTS[name] if value is None else value for name, value in chosen.items()}
+    info = data_set(chosen["data"])
+    options = {name: getattr(arguments, name) for name in METHOD_OPTIONS}
+    options = {name: value for name, value in options.items() if value is not None}
+    batch = info.batch if arguments.batch is None else arguments.batch
+    return build(**chosen, batch=batch, **options), arguments.augment
+
+
+def run_training(arguments: argparse.Namespace, network, augment: bool, out: Path, train=train) -> None:
+    """Train as the command line says, plot, and print the summary."""
+    out = arguments.resume or arguments.out or out
     length = training_length(arguments, network.steps_per_epoch)
     dataset = load(network.data.name, arguments.data_dir)
     summary = train(network, dataset, length, out, augment=augment)
@@ -72,6 +85,10 @@ def _train(arguments: argparse.Namespace) -> None:
     else:
         plot_training(out)
     print(json.dumps(summary, indent=2))
+
+
+def _train(arguments: argparse.Namespace) -> None:
+    run_training(arguments, *chosen_network(arguments), Path("build/golden"))
 
 
 def _accuracy(arguments: argparse.Namespace) -> None:
@@ -91,12 +108,7 @@ def main(argv: list[str] | None = None) -> int:
     commands = parser.add_subparsers(dest="command", required=True)
     command = commands.add_parser("train", help="train a network; writes summary.json, digests.jsonl, history.jsonl")
     add_training_arguments(command)
-    command.add_argument("--resume", type=Path, metavar="DIR", help="continue the run in DIR with identical digests")
-    command.add_argument("--augment", action="store_true", help="pad-4 crop and flip of the training images")
-    command.add_argument("--weight-bits", type=int, help="niti: 8, or 16 for wide masters (default 8)")
-    command.add_argument("--rounding", help="dfp: stochastic or nearest activations and weights")
-    command.add_argument("--widths", help="wage: bits of W, A, G, E as hexadecimal digits (default 2888)")
-    command.add_argument("--master-limit", type=int, help="wage: clip of the masters (default 64)")
+    add_run_arguments(command)
     command.set_defaults(run=_train)
     command = commands.add_parser("accuracy", help="test accuracy of the integer methods beside float")
     command.add_argument(

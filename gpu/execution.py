@@ -42,6 +42,7 @@ class OnDevice(Execution):
     """What the methods share on a device. A network starts on the host; `place` moves it."""
 
     Rules: type
+    before_step: dict | None = None  # the state when the latest step began
 
     def place(self, ops: Ops) -> OnDevice:
         """Move the state to the device of `ops`; every step after that computes there. Returns the network."""
@@ -51,6 +52,10 @@ class OnDevice(Execution):
         self.rules = self.Rules(ops)
         self.state = {name: (ops.tensor(array), exponent) for name, (array, exponent) in self.state.items()}
         return self
+
+    def step(self, images, labels, intermediates: bool = False) -> Record:
+        self.before_step = dict(self.state)
+        return super().step(images, labels, intermediates)
 
     def host_state(self):
         return {name: (to_host(tensor), exponent) for name, (tensor, exponent) in self.state.items()}
