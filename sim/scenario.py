@@ -58,6 +58,29 @@ async def run(session, *, folder, window, limit, seed, counters):
     return results
 
 
+async def products(session, *, programs, window, limit):
+    """Runs each program once. Returns for each the cycle in which the product engine first held a descriptor and the
+    cycle of the last data beat, which is the last result's."""
+    await session.reset()
+    await session.write_register(offset("WINDOW_BASE"), window[0])
+    await session.write_register(offset("WINDOW_LIMIT"), window[1])
+    await session.write_register(offset("IRQ_ENABLE"), 3)
+    results = []
+    for program in programs:
+        await session.write_register(offset("PROGRAM"), program)
+        await session.ring(offset("CONTROL"), START)
+        for _ in range(limit):
+            if int(session.dut.trace_product.value) or int(session.dut.irq.value):
+                break
+            await session.cycles(1)
+        first = session.cycle
+        await session.run_until_interrupt(limit)
+        await check_status(session)
+        await session.write_register(offset("IRQ_STATUS"), 3)
+        results.append((first, session.control.last_beat))
+    return results
+
+
 async def check_status(session):
     """Raise with the core's own reason if the doorbell ended in an error."""
     status = await session.read_register(offset("STATUS"))
