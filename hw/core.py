@@ -142,8 +142,8 @@ class Core(wiring.Component):
         errors, counters = ErrorLatch(6), Counters(COUNTERS)
         m.submodules.registers = registers
         m.submodules.sequencer = engine(sequencer)
-        m.submodules.product = engine(product)
-        m.submodules.vector = engine(vector)
+        m.submodules.product_engine = engine(product)
+        m.submodules.vector_engine = engine(vector)
         m.submodules.reads, m.submodules.writes = reads, writes
         m.submodules.errors, m.submodules.counters = errors, counters
         connect_flat(m, self, "s_axi", registers.bus)

