@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 
 from golden import random
@@ -25,6 +26,9 @@ class Draw:
 
     def words(self, like: torch.Tensor) -> torch.Tensor:
         """A word per element of `like`, as the int32 of the same bits."""
+        if like.device.type == "cpu":
+            words = random.words(self.seed, self.step, self.stream, like.shape, self.first)
+            return torch.from_numpy(words.view(np.int32))
         index = torch.arange(like.numel(), dtype=torch.int32, device=like.device) + _signed(self.first)
         return _mix32((index * _signed(random.INDEX_MULTIPLIER)) ^ _signed(self.key)).reshape(like.shape)
 
@@ -76,22 +80,33 @@ def _nearest(x, shift):
 
 
 def _sign_magnitude(x, shift, up):
-    """x / 2**shift with the magnitude rounded up where up(discarded bits)."""
-    magnitude = x.abs()
-    rounded = (magnitude >> shift) + up(magnitude & ((1 << shift) - 1))
-    return torch.where(x < 0, -rounded, rounded)
+    """x / 2**shift with the magnitude rounded up where up(magnitude)."""
+    sign = x >> (8 * x.element_size() - 1)
+    magnitude = (x ^ sign).sub_(sign)
+    away = up(magnitude)
+    magnitude >>= shift
+    magnitude += away
+    magnitude ^= sign
+    return magnitude.sub_(sign)
 
 
 def _pseudo_stochastic(x, shift):
     half = shift // 2
-    return _sign_magnitude(x, shift, lambda f: (f >> half) > ((f & ((1 << half) - 1)) << (shift & 1)))
+    below = (1 << half) - 1
+
+    def up(magnitude):
+        probability = (magnitude & ((1 << shift) - 1)).bitwise_right_shift_(half)
+        return probability > (magnitude & below).bitwise_left_shift_(shift & 1)
+
+    return _sign_magnitude(x, shift, up)
 
 
 def _stochastic_16(x, shift, draw):
     draw = top_bits(draw, 16, x.dtype)
+    mask = (1 << shift) - 1
     if shift >= 16:
-        return _sign_magnitude(x, shift, lambda f: f > draw << (shift - 16))
-    return _sign_magnitude(x, shift, lambda f: f << (16 - shift) > draw)
+        return _sign_magnitude(x, shift, lambda m: (m & mask) > draw << (shift - 16))
+    return _sign_magnitude(x, shift, lambda m: (m & mask) << (16 - shift) > draw)
 
 
 def _stochastic(x, shift, draw):
