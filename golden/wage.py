@@ -214,8 +214,13 @@ class Wage(Execution):
     def convert(self, images):
         self.check_images(images)
         pixels = images if self.data.scale == 255 else np.minimum(images.astype(np.int64) * 256 // self.data.scale, 255)
+        if images.shape[3] == 1:
+            # The paper gives a map for colour only. Grey images are mostly background: centre them on their mean.
+            values = np.clip(pixels.astype(np.int64) - round(255 * self.data.mean[0]), -127, 127)
+        else:
+            values = convert_input(pixels)
         bits = self.widths.activation
-        return saturate(half_even(convert_input(pixels), 8 - bits), bits).astype(np.int8), 1 - bits
+        return saturate(half_even(values, 8 - bits), bits).astype(np.int8), 1 - bits
 
     def activation_shift(self, layer) -> int:
         """The constant shift from a layer's sums to activations."""

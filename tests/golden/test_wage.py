@@ -120,6 +120,16 @@ def test_widths():
         wage.Widths.parse("4848")
 
 
+def test_input_of_data_sets():
+    """Colour by the authors' map, grey centred on the data set's mean pixel."""
+    colour = data.load("synthetic").train_images[:2]
+    m, e = build("wage", "bench-cnn", 1, data="synthetic").convert(colour)
+    assert (m == wage.convert_input(colour)).all() and e == -7
+    pixels = np.arange(256, dtype=np.uint8).repeat(784).reshape(256, 28, 28, 1)
+    m, _ = build("wage", "lenet", 1, data="mnist").convert(pixels)
+    assert m[:, 0, 0, 0].tolist() == [clip(p - 33) for p in range(256)]
+
+
 def matmul(a, b):
     return [[sum(x * y for x, y in zip(row, column, strict=True)) for column in zip(*b, strict=True)] for row in a]
 
@@ -139,8 +149,7 @@ def test_mlp_steps_equal_a_loop_implementation():
     for k in range(3):
         images, labels = digits.train_images[8 * k : 8 * k + 8], digits.train_labels[8 * k : 8 * k + 8]
         record = step(network, images, labels)
-        pixels = [[min(16 * int(p), 255) for p in row] for row in images.reshape(8, 64)]
-        x = [[clip(p - 128 + (p >> 7)) for p in row] for row in pixels]
+        x = [[clip(min(16 * int(p), 255) - 78) for p in row] for row in images.reshape(8, 64)]
         t = [[[(m > 32) - (m < -32) for m in row] for row in layer] for layer in masters]
         acc = matmul(x, list(zip(*t[0], strict=True)))
         a = [[clip(rne(max(v, 0), s0)) for v in row] for row in acc]
