@@ -1,0 +1,60 @@
+"""Streams: every unit's outputs keep an item valid and unchanged until it is taken; queues keep order."""
+
+from __future__ import annotations
+
+from amaranth.hdl import Elaboratable, Module
+
+from .harness import Fault, Proof, assume_stream, check_order, check_stream, free_inputs, stream_ports
+
+
+class StreamProof(Elaboratable):
+    """Free inputs, input streams by the rule: every output stream of the unit follows the rule."""
+
+    def __init__(self, make, off=()):
+        self.make, self.off = make, off      # off: inputs that stay 0
+
+    def elaborate(self, platform):
+        m = Module()
+        m.submodules.dut = dut = self.make()
+        free_inputs(m, dut, keep=self.off)
+        for _name, stream, leaves in stream_ports(dut):
+            (check_stream if leaves else assume_stream)(m, stream)
+        return m
+
+
+class FifoOrder(Elaboratable):
+    """A queue of two: everything comes out once, in order and unchanged."""
+
+    def elaborate(self, platform):
+        from hw.fifo import Fifo
+        m = Module()
+        m.submodules.dut = dut = Fifo(2, 2)
+        free_inputs(m, dut, keep=("clear",))
+        check_order(m, dut.input, dut.output)
+        return m
+
+
+def _unit(module, name, *arguments, core="tiny"):
+    def make():
+        import importlib
+
+        from hw.config import PRESETS
+        unit = getattr(importlib.import_module(module), name)
+        return unit(*[PRESETS[core] if argument == "core" else argument for argument in arguments])
+    return make
+
+
+_HANDOVER = ("self.i.ready.eq(~busy | (self.o.valid & self.o.ready))", "self.i.ready.eq(left == 0)")
+
+PROOFS = [
+    Proof("fifo/order", FifoOrder, 9, (
+        Fault("hw/fifo.py", "fifo.r_en.eq(self.output.ready)", "fifo.r_en.eq(1)"),), quick=True),
+    Proof("fifo/stream", lambda: StreamProof(_unit("hw.fifo", "Fifo", 4, 2), off=("clear",)), 8, (
+        Fault("hw/fifo.py", "output.valid.eq(fifo.r_rdy)", "output.valid.eq(fifo.r_rdy & self.input.valid)"),)),
+    Proof("divider/stream", lambda: StreamProof(_unit("hw.divider", "Divider", 8, 5)), 3, (
+        Fault("hw/divider.py", *_HANDOVER),), induction=True),
+    Proof("isqrt/stream", lambda: StreamProof(_unit("hw.isqrt", "SquareRoot", 8)), 3, (
+        Fault("hw/isqrt.py", *_HANDOVER),), induction=True),
+    Proof("loss/stream", lambda: StreamProof(_unit("hw.loss", "NitiLoss", "core", 4)), 3, (
+        Fault("hw/loss.py", "with m.If(~full):", "with m.If(1):"),), induction=True),
+]

