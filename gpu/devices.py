@@ -39,11 +39,11 @@ def choose(name: str) -> torch.device:
 
 
 def operations(device: torch.device, group: Group = ALONE) -> Ops:
-    """The layer operations for a device."""
-    if device.type == "cpu":
+    """The layer operations for a device: kernels on a GPU, and on a CPU where Triton interprets them."""
+    if device.type == "cpu" and os.environ.get("TRITON_INTERPRET") != "1":
         return Ops(device, group)
     try:
-        from gpu.kernels import GpuOps
+        from gpu.device import GpuOps
     except ImportError as error:
         raise InputError(f"--device cuda needs triton ({error}): pip install triton") from None
     return GpuOps(device, group)

@@ -26,7 +26,7 @@ from golden.dfp import (
 from golden.errors import InputError
 from golden.range import bit_length
 from golden.rounding import Rounding
-from gpu.rounding import half_up, round_to, saturate, storage, top_bits
+from gpu.rounding import half_up, saturate, storage, top_bits
 
 
 def _bit_lengths(v: torch.Tensor) -> torch.Tensor:
@@ -75,12 +75,12 @@ class Rules:
         if shift <= 0:
             return (acc.to(torch.int64) << -shift).to(storage(bits)), exponent + shift
         if draw is None:
-            return round_to(Rounding.HALF_UP, acc, maximum, shift, bits), exponent + shift
+            return self.ops.round_to(Rounding.HALF_UP, acc, maximum, shift, bits), exponent + shift
         if shift > 32:
             reduced = acc >> (shift - 32)
             rounded = (reduced + top_bits(draw.words(acc), 32, torch.int64)) >> 32
             return saturate(rounded, bits).to(storage(bits)), exponent + shift
-        return round_to(Rounding.STOCHASTIC, acc, maximum, shift, bits, draw), exponent + shift
+        return self.ops.round_to(Rounding.STOCHASTIC, acc, maximum, shift, bits, draw), exponent + shift
 
     def aligned_sum(self, terms, window: int, shared: bool = True):
         present = []

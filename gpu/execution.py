@@ -9,11 +9,10 @@ import golden.dfp
 import golden.niti
 import golden.wage
 from golden.errors import InputError
-from golden.execution import Execution, Record
+from golden.execution import EXPONENT_LIMIT, Execution, Record
 from golden.random import Purpose, stream
 from golden.train import build as golden_build
 from golden.train import load_checkpoint as golden_load_checkpoint
-from gpu import dfp, niti, wage
 from gpu.ops import Ops
 from gpu.rounding import Draw
 
@@ -29,7 +28,10 @@ class DeviceRecord(Record):
     """A record whose tensors are fetched when they are read. Of several workers it holds this worker's images."""
 
     def __getitem__(self, name):
-        return to_host(super().__getitem__(name))
+        value = to_host(super().__getitem__(name))
+        if name.endswith("exponent") and abs(value) > EXPONENT_LIMIT:
+            raise OverflowError(f"{name} {value} exceeds 16 bits")
+        return value
 
     def items(self):
         return [(name, self[name]) for name in self]
@@ -41,7 +43,7 @@ class DeviceRecord(Record):
 class OnDevice(Execution):
     """What the methods share on a device. A network starts on the host; `place` moves it."""
 
-    Rules: type
+    family: str
     before_step: dict | None = None  # the state when the latest step began
 
     def place(self, ops: Ops) -> OnDevice:
@@ -49,13 +51,17 @@ class OnDevice(Execution):
         if self.batch is not None and self.batch < ops.group.size:
             raise InputError(f"--batch must be at least the number of workers, {ops.group.size}, got {self.batch}")
         self.ops = ops
-        self.rules = self.Rules(ops)
+        self.rules = ops.rules[self.family](ops)
         self.state = {name: (ops.tensor(array), exponent) for name, (array, exponent) in self.state.items()}
         return self
 
     def step(self, images, labels, intermediates: bool = False) -> Record:
         self.before_step = dict(self.state)
         return super().step(images, labels, intermediates)
+
+    def check_exponent(self, exponent):
+        """An exponent that only the device knows is checked when its record is read."""
+        return exponent if isinstance(exponent, torch.Tensor) else super().check_exponent(exponent)
 
     def host_state(self):
         return {name: (to_host(tensor), exponent) for name, (tensor, exponent) in self.state.items()}
@@ -72,11 +78,11 @@ class OnDevice(Execution):
 
 
 class Niti(OnDevice, golden.niti.Niti):
-    Rules = niti.Rules
+    family = "niti"
 
 
 class Wage(OnDevice, golden.wage.Wage):
-    Rules = wage.Rules
+    family = "wage"
 
     def _draw(self, layer, shape):
         return Draw(self.seed, self.step_index, stream(layer.index, Purpose.GRADIENT))
@@ -92,7 +98,7 @@ BATCH_STREAMS = (
 
 
 class Dfp(OnDevice, golden.dfp.Dfp):
-    Rules = dfp.Rules
+    family = "dfp"
 
     def _draw(self, index, purpose, shape, offset=0):
         if purpose in BATCH_STREAMS:

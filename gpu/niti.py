@@ -15,7 +15,7 @@ from golden.niti import (
 )
 from golden.range import ceil_log2
 from golden.rounding import Rounding
-from gpu.rounding import round_to, storage
+from gpu.rounding import storage
 
 
 def _truncating_divide(a: torch.Tensor, b: int) -> torch.Tensor:
@@ -32,7 +32,7 @@ class Rules:
         maximum = self.ops.maximum(acc)
         shift = ceil_log2(maximum) - 7
         shift = max(shift, minimum_shift) if shift > 0 else 0
-        return round_to(rounding, acc, maximum, shift, 8), exponent + shift
+        return self.ops.round_to(rounding, acc, maximum, shift, 8), exponent + shift
 
     def loss_gradient(self, logits, exponent: int, labels):
         a = logits.to(torch.int64)
@@ -46,18 +46,18 @@ class Rules:
             p = (1 << (1 - 2 * exponent)) + a * (1 << (1 - exponent)) + a * a
         g = (p << PROBABILITY_BITS) // p.sum(dim=1, keepdim=True)
         g[torch.arange(len(g), device=g.device), labels] -= g.sum(dim=1)
-        return round_to(Rounding.PSEUDO_STOCHASTIC, g, 1 << PROBABILITY_BITS, LOSS_SHIFT, 8)
+        return self.ops.round_to(Rounding.PSEUDO_STOCHASTIC, g, 1 << PROBABILITY_BITS, LOSS_SHIFT, 8)
 
     def weight_gradient(self, acc, bits: int, width: int = 8):
         maximum = self.ops.maximum(acc, shared=False)
         b = ceil_log2(maximum)
         if b == 0:
             return torch.zeros_like(acc, dtype=storage(width))
-        return round_to(Rounding.PSEUDO_STOCHASTIC, acc, maximum, max(b - bits, 0), width)
+        return self.ops.round_to(Rounding.PSEUDO_STOCHASTIC, acc, maximum, max(b - bits, 0), width)
 
     def update(self, w, g, width: int = 8):
         limit = (1 << (width - 1)) - 1
         return (w.to(torch.int32) - g).clamp_(-limit, limit).to(storage(width))
 
     def narrow(self, master):
-        return round_to(Rounding.PSEUDO_STOCHASTIC, master, 1 << 15, 8, 8)
+        return self.ops.round_to(Rounding.PSEUDO_STOCHASTIC, master, 1 << 15, 8, 8)

@@ -1,6 +1,6 @@
 """`golden.ops` on torch tensors: exact integer products and layers without parameters, for a CPU.
 
-Layouts, operand limits and result types are those of `golden.ops`. `GpuOps` (gpu/kernels.py) replaces the products
+Layouts, operand limits and result types are those of `golden.ops`. `GpuOps` (gpu/device.py) replaces the products
 and the pooling by Triton kernels.
 """
 
@@ -13,7 +13,9 @@ import torch
 import torch.nn.functional as F
 
 from golden.ops import EXACT_FLOAT32, SAFE_PRODUCTS, conv2d_shape
+from gpu import dfp, niti, wage
 from gpu.group import ALONE, Group
+from gpu.rounding import Draw, round_to
 
 EXACT_FLOAT64 = 1 << 53
 _BLOCK_BYTES = 64 << 20
@@ -77,6 +79,7 @@ class Ops:
         self.device = torch.device(device)
         self.group = group
         self.product = product
+        self.rules = {"niti": niti.Rules, "wage": wage.Rules, "dfp": dfp.Rules}  # the methods' arithmetic
 
     # Moving ---------------------------------------------------------------------------------------------------
 
@@ -89,6 +92,9 @@ class Ops:
         low, high = x.aminmax() if x.numel() else (0, 0)
         largest = max(int(high), -int(low))
         return self.group.maximum(largest) if shared else largest
+
+    def round_to(self, rounding, x, maximum: int, shift: int, bits: int, draw: Draw | None = None) -> torch.Tensor:
+        return round_to(rounding, x, maximum, shift, bits, draw)
 
     # Products -------------------------------------------------------------------------------------------------
 

@@ -29,11 +29,11 @@ class Draw:
         if like.device.type == "cpu":
             words = random.words(self.seed, self.step, self.stream, like.shape, self.first)
             return torch.from_numpy(words.view(np.int32))
-        index = torch.arange(like.numel(), dtype=torch.int32, device=like.device) + _signed(self.first)
-        return _mix32((index * _signed(random.INDEX_MULTIPLIER)) ^ _signed(self.key)).reshape(like.shape)
+        index = torch.arange(like.numel(), dtype=torch.int32, device=like.device) + signed_word(self.first)
+        return _mix32((index * signed_word(random.INDEX_MULTIPLIER)) ^ signed_word(self.key)).reshape(like.shape)
 
 
-def _signed(word: int) -> int:
+def signed_word(word: int) -> int:
     """The int32 with the bits of a 32-bit word."""
     word &= random.MASK
     return word - (1 << 32) if word >> 31 else word
@@ -42,7 +42,7 @@ def _signed(word: int) -> int:
 def _mix32(a: torch.Tensor) -> torch.Tensor:
     """golden.random.mix32 in wrapping int32; right shifts must bring in zeros."""
     for s in random.MIX32:
-        constant = _signed(s.constant)
+        constant = signed_word(s.constant)
         left = a + constant if s.first == "+" else a ^ constant
         right = a << s.shift if s.direction == "<<" else (a >> s.shift) & ((1 << 32 - s.shift) - 1)
         a = left + right if s.join == "+" else left ^ right

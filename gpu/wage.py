@@ -7,7 +7,7 @@ import torch
 from golden.range import nearest_log2
 from golden.rounding import Rounding
 from golden.wage import MASTER_LIMIT, WIDTHS, Widths
-from gpu.rounding import half_even, round_to, saturate, storage
+from gpu.rounding import half_even, saturate, storage
 
 
 class Rules:
@@ -39,7 +39,7 @@ class Rules:
         k = nearest_log2(maximum)
         if k <= bits - 1:
             return saturate(raw.to(torch.int32) << (bits - 1 - k), bits).to(storage(bits)), k
-        return round_to(Rounding.HALF_EVEN, raw, maximum, k - (bits - 1), bits), k
+        return self.ops.round_to(Rounding.HALF_EVEN, raw, maximum, k - (bits - 1), bits), k
 
     def weight_step(self, acc, log2_rate: int, draw):
         maximum = self.ops.maximum(acc, shared=False)
@@ -48,7 +48,7 @@ class Rules:
         shift = nearest_log2(maximum) - log2_rate
         if shift <= 0:
             return acc.to(torch.int64) << -shift
-        return round_to(Rounding.STOCHASTIC_16, acc, maximum, shift, 32, draw)
+        return self.ops.round_to(Rounding.STOCHASTIC_16, acc, maximum, shift, 32, draw)
 
     def update(self, master, step, limit: int = MASTER_LIMIT):
         return (master.to(step.dtype) - step).clamp_(-limit, limit).to(master.dtype)
