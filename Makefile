@@ -29,7 +29,7 @@ cosim: $(BASE) ## train a real network on the simulated core, every tensor check
 
 test: $(BASE) $(GPU) ## all tests
 	$(PY) -m ruff check .
-	$(PY) -m pytest -q
+	$(PY) -m pytest -q -n auto --dist worksteal
 
 rtl: $(BASE) ## Verilog and JSON sidecar of one core (CORE=small) into build/rtl
 	$(PY) -m hw rtl --core $(CORE) --out $(OUT)/rtl
