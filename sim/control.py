@@ -12,8 +12,10 @@ import numpy as np
 
 MESSAGE_BYTES = 512
 MAX_REGIONS = 1024
-TAGS, ACTIVITIES = 4096, 16
-"""Size of the activity counts: [product, vector engine][tag][activity] as 64-bit words."""
+TAGS, ACTIVITIES, EVENTS = 4096, 16, 1 << 16
+ACTIVITY_BYTES = 8 * (2 * TAGS * ACTIVITIES + 1 + EVENTS)
+"""The activity file: counts of cycles by [product, vector engine][tag][activity], then the number of events, then
+the events: cycle << 20 | engine << 19 | (0: idle, else tag + 1), all as 64-bit words."""
 
 FIELDS = {
     # Written by Python before the run; the memory settings may also change while it runs.
@@ -59,6 +61,7 @@ FIELDS = {
     "loop_nanoseconds": "wall time spent with Python asleep",
     "loop_cycles": "cycles of that time",
     "wall_nanoseconds": "wall time since the first rising edge, Python's work between doorbells included",
+    "cpu_nanoseconds": "processor time of the simulation's process over that time",
 }
 HEADER_WORDS = 64
 SIZE = HEADER_WORDS * 8 + MESSAGE_BYTES + MAX_REGIONS * 16
@@ -88,6 +91,8 @@ def c_header():
         f"constexpr unsigned kMaxRegions = {MAX_REGIONS};",
         f"constexpr unsigned kTags = {TAGS};",
         f"constexpr unsigned kActivities = {ACTIVITIES};",
+        f"constexpr unsigned kEvents = {EVENTS};",
+        f"constexpr unsigned kActivityBytes = {ACTIVITY_BYTES};",
         f"constexpr unsigned kControlBytes = {SIZE};",
         f"constexpr unsigned kSlotHeaderWords = {len(SLOT_HEADER)};",
         "",

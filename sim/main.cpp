@@ -6,12 +6,14 @@
 // With INTRAIN_BARE: no VPI; register accesses come from a script, so that the speed of the bare model can be seen.
 //
 // Files of the run folder (environment INTRAIN_RUN_DIR), all shared memory: control.bin, memory.bin, and, when
-// snapshots are configured, snapshots.bin; activity.bin counts cycles by engine, tag and activity. The clock period is two time units: cycle c rises at time 2 c - 1.
+// snapshots are configured, snapshots.bin; activity.bin counts cycles by engine, tag and activity.
+// The clock period is two time units: cycle c rises at time 2 c - 1.
 
 #include <chrono>
 #include <csignal>
 #include <cstdio>
 #include <cstdlib>
+#include <ctime>
 #include <memory>
 #include <string>
 #include <type_traits>
@@ -70,16 +72,28 @@ bool wait_for_reader(uint64_t* control) {
     }
 }
 
-// Counts cycles by (engine, tag, activity) from the core's trace outputs; nothing for a top level without them.
+// Counts cycles by (engine, tag, activity) from the core's trace outputs, and keeps when an engine turns to another tag
+// or to idleness (activity 0) until the event list is full; nothing for a top level without these outputs.
 template <class Top, class = void>
 struct Activity {
-    static void count(const Top&, uint64_t*) {}
+    static void count(const Top&, uint64_t*, uint64_t) {}
 };
 template <class Top>
 struct Activity<Top, std::void_t<decltype(std::declval<Top&>().trace_product)>> {
-    static void count(const Top& top, uint64_t* counts) {
-        counts[(top.trace_product_tag % kTags) * kActivities + top.trace_product]++;
-        counts[(kTags + top.trace_vector_tag % kTags) * kActivities + top.trace_vector]++;
+    static void count(const Top& top, uint64_t* counts, uint64_t cycle) {
+        one(0, top.trace_product_tag, top.trace_product, counts, cycle);
+        one(1, top.trace_vector_tag, top.trace_vector, counts, cycle);
+    }
+
+private:
+    static void one(unsigned engine, unsigned tag, unsigned activity, uint64_t* counts, uint64_t cycle) {
+        static uint64_t last[2] = {0, 0};
+        counts[(engine * kTags + tag % kTags) * kActivities + activity]++;
+        const uint64_t now = activity ? 1 + tag : 0;
+        if (__builtin_expect(now == last[engine], 1)) return;
+        last[engine] = now;
+        uint64_t* const events = counts + 2 * kTags * kActivities;
+        if (events[0] < kEvents) events[++events[0]] = cycle << 20 | engine << 19 | now;
     }
 };
 
@@ -101,7 +115,7 @@ public:
         top_ = std::make_unique<Vtop>("");
         memory_ = std::make_unique<AxiMemory<Vtop>>(*top_, memory, control_, ring);
         activity_ = static_cast<uint64_t*>(map_file(folder + "/activity.bin", size, true));
-        if (size != 2 * kTags * kActivities * sizeof(uint64_t)) fail(folder + "/activity.bin has the wrong size");
+        if (size != kActivityBytes) fail(folder + "/activity.bin has the wrong size");
         external_ = control_[F_external_memory];
         control_[F_pid] = static_cast<uint64_t>(getpid());
         control_[F_beat_bytes] = AxiMemory<Vtop>::kBeat;
@@ -138,7 +152,7 @@ private:
     // Someone wants the end, the parent is gone, or the limit is reached.
     bool poll() {
         flush();
-        control_[F_wall_nanoseconds] = nanoseconds_since(start_);
+        if ((cycle_ & 1023) == 0) note_time();
         if (Verilated::gotFinish() || asked(F_stop) >= 2) return true;
         if (control_[F_parent] && kill(static_cast<pid_t>(control_[F_parent]), 0)) return true;
         if (control_[F_cycle_limit] && cycle_ >= control_[F_cycle_limit]) {
@@ -154,10 +168,23 @@ private:
         return static_cast<uint64_t>(spent.count());
     }
 
+    void note_time() {
+        control_[F_wall_nanoseconds] = nanoseconds_since(start_);
+        control_[F_cpu_nanoseconds] = cpu_nanoseconds() - cpu_start_;
+    }
+    static uint64_t cpu_nanoseconds() {
+        timespec spent{};
+        clock_gettime(CLOCK_PROCESS_CPUTIME_ID, &spent);
+        return static_cast<uint64_t>(spent.tv_sec) * 1000000000u + static_cast<uint64_t>(spent.tv_nsec);
+    }
+
     void clock_high() {
-        if (__builtin_expect(cycle_ == 0, 0)) start_ = std::chrono::steady_clock::now();
+        if (__builtin_expect(cycle_ == 0, 0)) {
+            start_ = std::chrono::steady_clock::now();
+            cpu_start_ = cpu_nanoseconds();
+        }
         if (!external_) memory_->sample(cycle_);
-        Activity<Vtop>::count(*top_, activity_);
+        Activity<Vtop>::count(*top_, activity_, cycle_);
         top_->eval();
         cycle_++;
         if (!external_) memory_->drive(cycle_);
@@ -194,7 +221,7 @@ private:
             if (__builtin_expect((cycle_ & 1023) == 0, 0) && poll()) { wake = kEnd; break; }
         }
         control_[F_loop_nanoseconds] += nanoseconds_since(start);
-        control_[F_wall_nanoseconds] = nanoseconds_since(start_);
+        note_time();
         control_[F_loop_cycles] += cycle_ - first;
         flush();
         return wake;
@@ -252,6 +279,7 @@ private:
     std::unique_ptr<VerilatedFstC> trace_;
 #endif
     std::chrono::steady_clock::time_point start_ = std::chrono::steady_clock::now();
+    uint64_t cpu_start_ = 0;
     uint64_t cycle_ = 0;
     uint8_t irq_ = 0;
     bool external_ = false;

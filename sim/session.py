@@ -162,8 +162,9 @@ class Session:
 @dataclass(frozen=True)
 class Result:
     """What a simulation gave: the scenario's value, whether the user stopped it early, cycles, wall
-    seconds, seconds and cycles with Python asleep, seconds since the first clock edge, bus counters, the
-    host's writes in order, and cycles by [product, vector engine][tag][activity]."""
+    seconds, seconds and cycles with Python asleep, wall and processor seconds since the first clock edge, bus
+    counters, the host's writes in order, cycles by [product, vector engine][tag][activity], and when the
+    engines changed what they work on (see `RunFolder.events`)."""
 
     value: object
     stopped: bool
@@ -172,12 +173,14 @@ class Result:
     loop_seconds: float
     loop_cycles: int
     clocked_seconds: float
+    cpu_seconds: float
     read_beats: int
     write_beats: int
     hazards: int
     steps: int
     host_writes: tuple
     activity: np.ndarray
+    events: np.ndarray
 
     @property
     def cycles_per_second(self):
@@ -247,12 +250,14 @@ def simulate(
             block.loop_nanoseconds / 1e9,
             block.loop_cycles,
             block.wall_nanoseconds / 1e9,
+            block.cpu_nanoseconds / 1e9,
             block.read_beats,
             block.write_beats,
             block.hazards,
             block.steps,
             tuple(writes),
             np.array(folder.activity),
+            folder.events(),
         )
 
 

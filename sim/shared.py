@@ -129,8 +129,10 @@ class RunFolder:
         self.path = Path(path)
         self.control = control.Control(self.path / "control.bin")
         self.memory = Memory(self.path / "memory.bin", self.control)
-        self.activity = np.memmap(self.path / "activity.bin", "<u8", "r").reshape(
-            2, control.TAGS, control.ACTIVITIES)
+        words = np.memmap(self.path / "activity.bin", "<u8", "r")
+        counts = 2 * control.TAGS * control.ACTIVITIES
+        self.activity = words[:counts].reshape(2, control.TAGS, control.ACTIVITIES)
+        self._events = words[counts:]
         ring = self.path / "snapshots.bin"
         self._ring = np.memmap(ring, np.uint8, "r") if ring.exists() else None
         self._owner = False
@@ -146,7 +148,7 @@ class RunFolder:
         path = Path(tempfile.mkdtemp(prefix=f"intrain-run-{os.getpid()}-", dir=base))
         try:
             _allocate(path / "memory.bin", settings.size)
-            (path / "activity.bin").write_bytes(bytes(2 * control.TAGS * control.ACTIVITIES * 8))
+            _allocate(path / "activity.bin", control.ACTIVITY_BYTES)
             block = control.Control(path / "control.bin", create=True)
             block.memory_bytes = settings.size
             block.parent = os.getpid()
@@ -177,6 +179,11 @@ class RunFolder:
 
     def __exit__(self, *_):
         self.close()
+
+    def events(self):
+        """When the engines changed what they work on: rows of (cycle, engine, tag or -1 for idle)."""
+        words = self._events[1 : 1 + int(self._events[0])].astype(np.int64)
+        return np.stack([words >> 20, words >> 19 & 1, (words & 0x7FFFF) - 1], axis=1)
 
     def snapshots(self):
         """Yield the snapshots written since the last call, oldest first; a slot is freed when the next is

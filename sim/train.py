@@ -23,7 +23,7 @@ from hw.core import COUNTERS, VectorActivity
 from hw.feeder import Activity
 from hw.scalar import STEP
 
-from . import compiler, report, verilator
+from . import compiler, report, trace, verilator
 from .session import simulate
 from .shared import MemorySettings, SimulationError, SnapshotPlan
 
@@ -264,6 +264,8 @@ def train(config: CoreConfig, network, dataset, steps: int, out: Path, *, settin
 
     summary = _summary(config, network, floating, dataset, steps, result, checker, lines, predictions,
                        expected_predictions, training, build, time.monotonic() - started, layout)
+    tags = {layout.program.first_tag + number: " ".join(key) for number, key in enumerate(layout.program.tags)}
+    trace.write_trace(out / "trace.json", result.events, tags, result.cycles)
     with (out / "steps.jsonl").open("w") as file:
         file.writelines(json.dumps(line) + "\n" for line in lines)
     (out / "cycles.json").write_text(json.dumps(_cycles(layout, result, steps, config), indent=1) + "\n")
@@ -293,7 +295,10 @@ def _summary(config, network, floating, dataset, steps, result, checker, lines, 
         "doorbells": len(training), "host_writes": {name: len(times) for name, times in writes.items()},
         "cycles": cycles, "cycles_per_step": cycles / steps, "macs": macs,
         "mac_utilization": macs / (cycles * config.rows * config.columns),
-        "cycles_per_second": result.cycles_per_second, "seconds": seconds, "build_seconds": build.seconds,
+        "cycles_per_second": result.cycles_per_second,
+        "clocked_cycles_per_second": result.cycles / result.clocked_seconds,
+        "cpu_cycles_per_second": result.cycles / result.cpu_seconds,
+        "seconds": seconds, "build_seconds": build.seconds,
         "build_cached": build.cached,
         "configuration": dataclasses.asdict(config),
         "versions": {"python": sys.version.split()[0],
