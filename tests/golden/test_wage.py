@@ -184,7 +184,7 @@ def test_mlp_steps_equal_a_loop_implementation():
 def test_pool_before_relu_routes_and_masks_as_the_reference():
     """One convolution layer: clip mask, maximum, quantise, ReLU mask, unpool, in that order."""
     digits = data.load("digits")
-    network = build("wage", "tiny-cnn", 1, batch=16)
+    network = build("wage", "tiny-cnn", 8, batch=16)
     record = step(network, digits.train_images[:16], digits.train_labels[:16], intermediates=True)
     acc, shift = record["conv1.accumulator"], network.activation_shift(network.description.layer("conv1"))
     raw = record["fc0.error_accumulator"].reshape(16, 2, 2, 32).astype(int)
