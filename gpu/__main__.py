@@ -56,7 +56,7 @@ def _train(arguments: argparse.Namespace) -> None:
 def _bench(arguments: argparse.Namespace) -> None:
     from gpu.benchmark import run
 
-    run(arguments)
+    run(arguments.out, arguments.device, arguments.size, arguments.minutes, arguments.seconds)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -67,6 +67,13 @@ def main(argv: list[str] | None = None) -> int:
     add_run_arguments(command)
     command.add_argument("--device", default="auto", help="auto, cpu or cuda (default auto: a GPU if there is one)")
     command.set_defaults(run=_train)
+    command = commands.add_parser("bench", help="kernels and steps beside torch's float ones; resumes where it stopped")
+    command.add_argument("--device", default="auto", help="auto, cpu or cuda (default auto)")
+    command.add_argument("--size", help="small or full shapes (default full on a GPU, small on a CPU)")
+    command.add_argument("--minutes", type=float, default=9, help="start no piece after this time (default 9)")
+    command.add_argument("--seconds", type=float, default=2, help="time per candidate of a piece (default 2)")
+    command.add_argument("--out", type=Path, default=Path("build/bench"), help="default build/bench")
+    command.set_defaults(run=_bench)
     arguments = parser.parse_args(argv)
     try:
         arguments.run(arguments)

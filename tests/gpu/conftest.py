@@ -14,7 +14,7 @@ torch.set_num_threads(1)
 def without_interpreter() -> dict[str, str]:
     """The environment of a user, one thread per process."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.getcwd()}
-    del environment["TRITON_INTERPRET"]
+    environment.pop("TRITON_INTERPRET", None)
     return environment
 
 

@@ -46,7 +46,7 @@ def test_one_line_for_bad_input(tmp_path, capsys, monkeypatch):
     missing = refused(capsys, "--data", "mnist", "--data-dir", tmp_path, "--device", "cpu")
     assert f"no data folder {tmp_path / 'mnist'}" in missing
     assert "nothing to resume" in refused(capsys, "--resume", tmp_path)
-    assert "batches" in refused(capsys, "--method", "dfp", "--batch", 3) or True
+    assert "power of two" in refused(capsys, "--method", "dfp", "--batch", 3)
 
 
 def test_one_line_without_a_usable_gpu(capsys, monkeypatch):
