@@ -191,13 +191,12 @@ class Wage(Execution):
         description,
         seed,
         *,
-        widths: Widths = WIDTHS,
+        widths: str = "2888",
         master_limit: int | None = None,
         **options,
     ):
         super().__init__(method, description, seed, **options)
-        widths = Widths.parse(widths) if isinstance(widths, str) else widths
-        self.widths = widths
+        widths = self.widths = Widths.parse(widths)
         full = (1 << (widths.gradient - 1)) - 1
         default = ((1 << (widths.weight - 1)) - 1) << (widths.gradient - widths.weight)
         self.master_limit = default if master_limit is None else master_limit
