@@ -5,7 +5,8 @@ One training run is recorded, then the same doorbells are replayed in alternatio
   cocotb     our loop under cocotb, Python asleep between doorbells
   compared   the same, with every required tensor of every step compared with golden (in a second process)
   stock      cocotb's own runner: public signals, clock in Python, cocotbext-axi memory (a part of the first doorbell)
-and Amaranth's simulator clocks the idle core. Results are cycles per second of wall time from the first clock edge.
+and Amaranth's simulator clocks the idle core. Results are cycles per second from the first clock edge, of wall time
+and of processor time of the simulating process; the latter also holds on a machine that is busy with other things.
 """
 
 import argparse
@@ -51,7 +52,8 @@ def replay_script(plan, seed, memory_bytes):
 
 
 def run_bare(build, run, seed):
-    """Replay the doorbells of folder `run` in the bare loop; returns (cycles, seconds, final memory digest)."""
+    """Replay the doorbells of folder `run` in the bare loop; returns (cycles, wall seconds, processor seconds, digest
+    of the final memory)."""
     plan = json.loads((run / "doorbells.json").read_text())
     with RunFolder.create(SETTINGS) as folder:
         script = folder.path / "script"
@@ -61,11 +63,11 @@ def run_bare(build, run, seed):
         if done.returncode:
             raise SimulationError(f"the bare loop failed: {done.stderr.strip()}")
         block = folder.control
-        return block.loop_cycles, block.loop_nanoseconds / 1e9, folder.memory.digest()
+        return block.cycle, block.wall_nanoseconds / 1e9, block.cpu_nanoseconds / 1e9, folder.memory.digest()
 
 
 def run_cocotb(build, run, seed, counters):
-    """The same under cocotb without comparing; returns (cycles, seconds, final memory digest)."""
+    """The same under cocotb without comparing; returns the same."""
     digests = []
     parameters = {"folder": str(run), "window": [0, SETTINGS.size], "limit": LIMIT, "seed": seed, "counters": counters}
     result = simulate(
@@ -76,11 +78,11 @@ def run_cocotb(build, run, seed, counters):
         settings=SETTINGS,
         keep=lambda memory: digests.append(memory.digest()),
     )
-    return result.cycles, result.clocked_seconds, digests[0]
+    return result.cycles, result.clocked_seconds, result.cpu_seconds, digests[0]
 
 
 def run_stock(verilog, run, seed):
-    """cocotb's own way for STOCK_SECONDS of the first doorbell; returns (cycles, seconds)."""
+    """cocotb's own way for STOCK_SECONDS of the first doorbell; returns (cycles, wall, processor seconds)."""
     tool = verilator.find_verilator()
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / "intrain.v").write_text(verilog)
@@ -102,11 +104,11 @@ def run_stock(verilog, run, seed):
             last = log.read_text().strip().splitlines()[-1:]
             raise SimulationError(f"cocotb's stock runner failed (exit code {code}): {' '.join(last)}")
         answer = json.loads(result.read_text())
-        return answer["cycles"], answer["seconds"]
+        return answer["cycles"], answer["seconds"], answer["processor_seconds"]
 
 
 def run_amaranth(config):
-    """Amaranth's simulator on the idle core; returns (cycles, seconds)."""
+    """Amaranth's simulator on the idle core; returns (cycles, wall, processor seconds)."""
     from amaranth.sim import Simulator
 
     from hw.core import Core
@@ -118,9 +120,13 @@ def run_amaranth(config):
         await context.tick().repeat(IDLE_CYCLES)
 
     simulator.add_testbench(wait)
-    start = time.monotonic()
+    start, processor = time.monotonic(), time.process_time()
     simulator.run()
-    return IDLE_CYCLES, time.monotonic() - start
+    return IDLE_CYCLES, time.monotonic() - start, time.process_time() - processor
+
+
+def _rates(cycles, wall, processor):
+    return cycles / wall, cycles / processor
 
 
 def bench(core, steps, repeats, out, log=print):
@@ -132,38 +138,42 @@ def bench(core, steps, repeats, out, log=print):
     dataset = data_module.load("digits", None)
     verilog = generated_verilog(config)
     builds = {flavour: verilator.build(verilog, flavour=flavour, log=log) for flavour in ("bare", "fast")}
-    rates = {name: [] for name in NAMES}
+    measured = {name: [] for name in NAMES}
     run = (out / "run" / "run").resolve()
     exact = True
     for number in range(repeats):
         network = golden.train.build("niti", "mlp", 1, data="digits", batch=32)
         summary = train(config, network, dataset, steps, out / "run", log=log)
-        rates["compared"].append(summary["clocked_cycles_per_second"])
+        seconds = (summary[key] for key in ("clocked_cycles_per_second", "cpu_cycles_per_second"))
+        measured["compared"].append(tuple(seconds))
         exact = exact and summary["bit_exact"]
-        cycles, seconds, bare_memory = run_bare(builds["bare"], run, 1)
-        rates["bare"].append(cycles / seconds)
-        cycles, seconds, memory = run_cocotb(builds["fast"], run, 1, len(COUNTERS))
-        rates["cocotb"].append(cycles / seconds)
+        *bare, bare_memory = run_bare(builds["bare"], run, 1)
+        *ours, memory = run_cocotb(builds["fast"], run, 1, len(COUNTERS))
         exact = exact and memory == bare_memory
+        measured["bare"].append(_rates(*bare))
+        measured["cocotb"].append(_rates(*ours))
         log(f"round {number + 1} of {repeats} done")
-    stock_cycles, seconds = run_stock(verilog, run, 1)
-    rates["stock"].append(stock_cycles / seconds)
-    idle_cycles, seconds = run_amaranth(config)
-    rates["amaranth"].append(idle_cycles / seconds)
-    bare = statistics.median(rates["bare"])
-    table = {}
-    for name in NAMES:
-        median = statistics.median(rates[name])
-        table[name] = {
-            "cycles_per_second": round(median),
-            "of_bare": round(median / bare, 5),
-            "over_stock": round(median / statistics.median(rates["stock"]), 1),
-            "measured": [round(rate) for rate in rates[name]],
+    measured["stock"].append(_rates(*run_stock(verilog, run, 1)))
+    measured["amaranth"].append(_rates(*run_amaranth(config)))
+    wall, processor = (
+        {name: statistics.median(pair[kind] for pair in measured[name]) for name in NAMES} for kind in (0, 1)
+    )
+    table = {
+        name: {
+            "cycles_per_second": round(wall[name]),
+            "of_bare": round(wall[name] / wall["bare"], 5),
+            "over_stock": round(wall[name] / wall["stock"], 2),
+            "cycles_per_processor_second": round(processor[name]),
+            "of_bare_processor": round(processor[name] / processor["bare"], 5),
+            "over_stock_processor": round(processor[name] / processor["stock"], 2),
+            "rounds": [[round(rate) for rate in pair] for pair in measured[name]],
         }
+        for name in NAMES
+    }
     return {
         "core": dataclasses.asdict(config),
         "steps": steps,
-        "cycles": cycles,
+        "cycles": ours[0],
         "tensors_compared": summary["tensors_compared"],
         "same_memory_and_tensors": exact,
         "processors": os.cpu_count(),
@@ -185,9 +195,12 @@ def main(arguments=None):
         print(f"error: {error}", file=sys.stderr)
         return 1
     (options.out / "cosim.json").write_text(json.dumps(result, indent=1) + "\n")
-    print(f"{'':10} {'cycles/s':>12} {'of bare':>9} {'x stock':>9}")
+    names = ("of bare", "x stock")
+    print(" " * 10, *(f"{name:>16}" for name in ("cycles/s", *names, "cycles/cpu s", *names)))
     for name, row in result["speed"].items():
-        print(f"{name:10} {row['cycles_per_second']:12,} {row['of_bare']:9.3f} {row['over_stock']:9.1f}")
+        cells = [f"{row['cycles_per_second']:,}", f"{row['of_bare']:.3f}", f"{row['over_stock']:.1f}"]
+        cells += [f"{row['cycles_per_processor_second']:,}", f"{row['of_bare_processor']:.3f}"]
+        print(f"{name:10}", *(f"{cell:>16}" for cell in [*cells, f"{row['over_stock_processor']:.1f}"]))
     print(f"{result['cycles']:,} cycles, {result['tensors_compared']:,} tensors: {options.out / 'cosim.json'}")
     return 0
 

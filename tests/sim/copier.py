@@ -26,6 +26,10 @@ class Copier(wiring.Component):
         super().__init__(
             {
                 "irq": Out(1),
+                "trace_product": Out(3),
+                "trace_product_tag": Out(16),
+                "trace_vector": Out(3),
+                "trace_vector_tag": Out(16),
                 "s_axi_awaddr": In(12),
                 "s_axi_awprot": In(3),
                 "s_axi_awvalid": In(1),
@@ -128,6 +132,8 @@ class Copier(wiring.Component):
         length = Signal(5)
         left = Signal(32)
         block = Signal(32)
+        # As the core's: what the two engines do (0: idle) for which tag; here only one, its tag the block.
+        m.d.comb += [self.trace_product.eq(busy), self.trace_product_tag.eq(10 + block)]
         read_at, write_at = Signal(32), Signal(32)
         read_room, write_room = Signal(13), Signal(13)  # beats up to the next 4 KB boundary
         page = 4096 >> log_beat

@@ -10,8 +10,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import scenarios
 
-from sim import control, session
+from sim import control, session, trace
 from sim.shared import MemorySettings, RunFolder, SimulationError, SnapshotPlan
 
 SOURCE, TARGET, STEP = 0x1000, 0x100000, 0x1C0004
@@ -150,6 +151,54 @@ def test_snapshots_show_memory_at_each_step(copier_build, tmp_path):
     assert (seen[0][3] == DATA[:640]).all()
     # The second doorbell came after the host had overwritten the first 16 bytes.
     assert (seen[3][3][:16] == 1).all() and (seen[3][3][16:] == DATA[16:640]).all()
+
+
+def test_activity_is_counted_by_tag_and_turned_into_events(copier_build, tmp_path):
+    result, _, _ = copy(copier_build(), tmp_path, blocks=3)
+    product, vector = result.activity
+    assert product.sum() == vector.sum() == result.cycles == vector[0, 0]
+    busy = product[10:13, 1]
+    assert busy.min() > 40 and product[:, 1].sum() == busy.sum() + product[13, 1]
+    assert abs(int(busy.sum()) - result.value["cycles"][0]) < 10
+    events = result.events.tolist()
+    assert [engine for _, engine, _ in events] == [0] * len(events)
+    assert [tag for _, _, tag in events] == [10, 11, 12, 13, -1]
+    starts = [cycle for cycle, _, _ in events]
+    assert [b - a for a, b in zip(starts, starts[1:], strict=False)][:3] == busy.tolist()
+
+
+def test_the_bare_loop_does_the_same_in_the_same_cycles(copier_build, tmp_path):
+    build = copier_build(flavour="bare")
+    registers = {scenarios.SOURCE: SOURCE, scenarios.TARGET: TARGET, scenarios.BEATS: 40, scenarios.BLOCKS: 3}
+    registers |= {scenarios.STEP: STEP, scenarios.DOORBELL: 1}
+    script = tmp_path / "script"
+    (tmp_path / "data").write_bytes(b"xyz" + DATA.tobytes())
+    lines = ["reset 4", f"load {SOURCE} 3 {DATA.size}"]
+    lines += [f"write {register} {value}" for register, value in registers.items()]
+    lines += ["interrupt 100000", f"read {scenarios.STATUS}", f"write {scenarios.STATUS} 0", f"read {scenarios.STATUS}"]
+    script.write_text("\n".join(lines))
+    with RunFolder.create(MemorySettings(size=SIZE, latency=3)) as folder:
+        environment = {**os.environ, "INTRAIN_RUN_DIR": str(folder.path)}
+        command = [build.executable, script, tmp_path / "data"]
+        run = subprocess.run(command, env=environment, capture_output=True, text=True)
+        assert run.stdout.split() == ["0x018", "0x00000002", "0x018", "0x00000000"], run.stderr
+        assert (folder.memory.read(TARGET, 40 * 3 * 16) == DATA[: 40 * 3 * 16]).all()
+        busy = np.array(folder.activity[0, 10:13, 1])
+        for wrong, message in (("jump 3", "unknown script word jump"), ("load 0 0 999999999", "load outside a file")):
+            script.write_text(wrong)
+            run = subprocess.run(command, env=environment, capture_output=True, text=True)
+            assert run.returncode == 2 and message in run.stderr
+    result, _, _ = copy(copier_build(), tmp_path / "cocotb")
+    assert busy.tolist() == result.activity[0, 10:13, 1].tolist()
+
+
+def test_trace_file_has_a_slice_per_piece_of_work(tmp_path):
+    events = np.array([(5, 0, 1), (9, 1, 2), (20, 0, 2), (30, 1, -1), (50, 0, -1), (60, 1, 7)])
+    trace.write_trace(tmp_path / "trace.json", events, {1: "fc forward", 2: "fc update"}, 100)
+    entries = json.loads((tmp_path / "trace.json").read_text())["traceEvents"]
+    slices = {(e["tid"], e["name"], e["ts"], e["dur"]) for e in entries if e["ph"] == "X"}
+    assert slices == {(0, "fc forward", 5, 15), (0, "fc update", 20, 30), (1, "fc update", 9, 21)}
+    assert sum(e["ph"] == "M" for e in entries) == 3
 
 
 def test_a_full_ring_fails_the_run(copier_build, tmp_path):
