@@ -227,13 +227,13 @@ class Ops:
         return e * (x > 0)
 
     def max_pool(self, x, size: int):
-        taps = _taps(x, size)
+        taps = [tap.clone(memory_format=torch.contiguous_format) for tap in _taps(x, size)]
         y, choice = taps[0], torch.zeros_like(taps[0], dtype=torch.uint8)
         for k, tap in enumerate(taps[1:], 1):
             # k grows, so the latest larger tap is the largest k.
-            choice = torch.maximum(choice, (tap > y).to(torch.uint8) * k)
-            y = torch.maximum(y, tap)
-        return y.contiguous(), choice
+            torch.maximum(choice, (tap > y).view(torch.uint8).mul_(k), out=choice)
+            torch.maximum(y, tap, out=y)
+        return y, choice
 
     def max_pool_error(self, e, choice, size: int):
         n, h, w, c = e.shape

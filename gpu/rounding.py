@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -66,7 +66,11 @@ def half_up(x: torch.Tensor, shift: int) -> torch.Tensor:
 def half_even(x: torch.Tensor, shift: int) -> torch.Tensor:
     if shift <= 0:
         return x << -shift
-    return (x + ((x >> shift) & 1) + ((1 << (shift - 1)) - 1)) >> shift
+    rounded = (x >> shift).bitwise_and_(1)
+    rounded += x
+    rounded += (1 << (shift - 1)) - 1
+    rounded >>= shift
+    return rounded
 
 
 def _nearest(x, shift):
@@ -133,11 +137,24 @@ def saturate(x: torch.Tensor, bits: int) -> torch.Tensor:
     return x.clamp(-limit, limit)
 
 
+_BLOCK = 1 << 15  # elements whose intermediate tensors stay in a core's cache
+
+
 def round_to(rounding, x: torch.Tensor, maximum: int, shift: int, bits: int, draw: Draw | None = None) -> torch.Tensor:
     """x / 2**shift rounded and saturated to `bits` bits; `maximum` bounds |x| and tells whether 32 bits suffice."""
     narrow = 0 <= shift <= 30 and maximum + (1 << shift) <= 2**31 - 1
-    operand = x.to(torch.int32 if narrow else torch.int64)
-    arguments = () if draw is None else (draw.words(x),)
-    rounded = _RULES[rounding](operand, shift, *arguments)
     limit = (1 << (bits - 1)) - 1
-    return rounded.clamp_(-limit, limit).to(storage(bits))
+
+    def rounded(part, first):
+        operand = part.to(torch.int32 if narrow else torch.int64)
+        words = () if draw is None else (replace(draw, first=draw.first + first).words(part),)
+        return _RULES[rounding](operand, shift, *words).clamp_(-limit, limit)
+
+    block = _BLOCK * torch.get_num_threads() if x.device.type == "cpu" else x.numel()
+    if x.numel() <= block:
+        return rounded(x, 0).to(storage(bits))
+    out = torch.empty(x.shape, dtype=storage(bits))
+    source, target = x.reshape(-1), out.view(-1)
+    for start in range(0, x.numel(), block):
+        target[start : start + block] = rounded(source[start : start + block], start)
+    return out

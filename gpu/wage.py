@@ -18,7 +18,7 @@ class Rules:
 
     def ternarize(self, master, widths: Widths = WIDTHS):
         shift = widths.gradient - widths.weight
-        return saturate(half_even(master.to(torch.int32), shift), widths.weight).to(torch.int8)
+        return self.ops.round_to(Rounding.HALF_EVEN, master, 1 << 15, shift, widths.weight)
 
     def quantize_activation(self, acc, shift: int, bits: int = 8):
         limit = (1 << (bits - 1)) - 1
