@@ -38,6 +38,8 @@ class GpuOps(Ops):
 
     def __init__(self, device="cuda", group: Group = ALONE):
         super().__init__(device, group)
+        # Collective operations stay outside of graphs.
+        self.captures = self.device.type == "cuda" and group.size == 1
         self._keys = torch.zeros(KEYS, dtype=torch.int32, device=self.device)
         self._slots: dict[int, int] = {}
         self._steps: dict[int, tuple[int, int]] = {}

@@ -13,6 +13,7 @@ from golden.execution import EXPONENT_LIMIT, Execution, Record
 from golden.random import Purpose, stream
 from golden.train import build as golden_build
 from golden.train import load_checkpoint as golden_load_checkpoint
+from gpu.graph import WARM_UP, CapturedStep, CudaGraph
 from gpu.ops import Ops
 from gpu.rounding import Draw
 
@@ -25,7 +26,10 @@ def to_host(value):
 
 
 class DeviceRecord(Record):
-    """A record whose tensors are fetched when they are read. Of several workers it holds this worker's images."""
+    """A record whose tensors are fetched when they are read: before the next step, which may reuse their memory.
+
+    Of several workers it holds this worker's images, and the logits of all.
+    """
 
     def __getitem__(self, name):
         value = to_host(super().__getitem__(name))
@@ -45,6 +49,9 @@ class OnDevice(Execution):
 
     family: str
     before_step: dict | None = None  # the state when the latest step began
+    graph: type | None = None  # how steps are captured: CudaGraph, or None where they are not
+    captured: CapturedStep | None = None
+    captured_kind: tuple | None = None  # what a captured step took from the host
 
     def place(self, ops: Ops) -> OnDevice:
         """Move the state to the device of `ops`; every step after that computes there. Returns the network."""
@@ -52,12 +59,30 @@ class OnDevice(Execution):
             raise InputError(f"--batch must be at least the number of workers, {ops.group.size}, got {self.batch}")
         self.ops = ops
         self.rules = ops.rules[self.family](ops)
+        # dfp waits for maxima within a step, which a graph cannot.
+        self.graph = CudaGraph if ops.captures and self.family != "dfp" else None
         self.state = {name: (ops.tensor(array), exponent) for name, (array, exponent) in self.state.items()}
         return self
 
     def step(self, images, labels, intermediates: bool = False) -> Record:
         self.before_step = dict(self.state)
+        self.keeps_intermediates = intermediates
         return super().step(images, labels, intermediates)
+
+    def _step(self, x, exponent, labels, trace):
+        if self.graph is None or self.keeps_intermediates:
+            return super()._step(x, exponent, labels, trace)
+        if self.family == "niti":
+            exponent = self.ops.scalar(exponent)
+        kind = self.learning_rate(), None if isinstance(exponent, torch.Tensor) else exponent
+        if kind != self.captured_kind:
+            self.captured_kind, self.captured, self.uncaptured_steps = kind, None, 0
+        if self.uncaptured_steps < WARM_UP:
+            self.uncaptured_steps += 1
+            return super()._step(x, exponent, labels, trace)
+        if self.captured is None:
+            self.captured = CapturedStep(self, super()._step, self.graph, x, exponent, labels)
+        trace.record.update(self.captured.run(x, exponent, labels))
 
     def check_exponent(self, exponent):
         """An exponent that only the device knows is checked when its record is read."""

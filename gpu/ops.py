@@ -75,6 +75,8 @@ class Ops:
     Weight gradients are summed over the workers of `group`; other results belong to the worker's images.
     """
 
+    captures = False  # whether steps can be recorded and repeated
+
     def __init__(self, device="cpu", group: Group = ALONE, product: str | None = None):
         self.device = torch.device(device)
         self.group = group

@@ -136,3 +136,45 @@ def test_a_step_never_waits_for_the_device(ops, method, monkeypatch):
     monkeypatch.setattr(network.ops, "relu", lambda x: x * int(x[0, 0, 0, 0] > -200))
     with pytest.raises(AssertionError, match="read a tensor"):
         network.step(images, labels)
+
+
+class Repeated:
+    """Stands in for a CUDA graph: a replay runs the body again and puts its results where the first run left them."""
+
+    captures = 0
+
+    def __init__(self, body):
+        self.body, self.result = body, None
+        Repeated.captures += 1
+
+    def replay(self):
+        latest = self.body()
+        if self.result is None:
+            self.result = latest
+        for name, value in latest.items():
+            if isinstance(value, torch.Tensor):
+                self.result[name].copy_(value)
+        return self.result
+
+
+@pytest.mark.parametrize("method", ["niti", "wage"])
+def test_repeated_steps_equal_golden(ops, method, monkeypatch):
+    """Images with other exponents, the random words of each step and a new learning rate reach a captured step."""
+    from golden.train import build as golden_build
+
+    monkeypatch.setattr(Repeated, "captures", 0)
+    networks = golden_build(method, "mlp", 1, batch=4), build(method, "mlp", 1, batch=4, ops=ops)
+    networks[1].graph = Repeated
+    rng, exponents = np.random.default_rng(0), set()
+    for step in range(9):
+        images = rng.integers(0, 17 >> (step % 3), (4, 8, 8, 1), dtype=np.uint8)
+        labels, rate = rng.integers(0, 10, 4), 3 if step < 5 else 1
+        records = []
+        for network in networks:
+            monkeypatch.setattr(network, "learning_rate", lambda rate=rate: rate)
+            records.append(network.step(images, labels))
+        exponents.add(records[0]["fc0.activation.exponent"])
+        assert list(records[1]) == list(records[0])
+        assert all(np.array_equal(records[1][name], tensor) for name, tensor in records[0].items()), step
+        assert networks[0].digest() == networks[1].digest()
+    assert Repeated.captures == 2 and (method == "wage" or len(exponents) > 1)
