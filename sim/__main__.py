@@ -27,6 +27,8 @@ def main(arguments=None) -> int:
     train.add_argument("--core", default="small",
                        help=f"one of {', '.join(core_config.PRESETS)}, or a .toml file (default %(default)s)")
     train.add_argument("--weight-bits", type=int, default=8, help="niti: 8, or 16 for wide masters (default 8)")
+    train.add_argument("--test-images", type=int, metavar="N",
+                       help="classify only the first N test images on the core (default: all; 0: none)")
     train.add_argument("--intermediates", action="store_true", help="also compare what need not be materialised")
     options = parser.parse_args(arguments)
     try:
@@ -41,6 +43,8 @@ def main(arguments=None) -> int:
 def _train(options) -> int:
     from .train import train
 
+    if options.test_images is not None and options.test_images < 0:
+        raise InputError(f"--test-images must be 0 or more, got {options.test_images}")
     config = core_config.load(options.core)
     info = data_module.data_set(options.data)
     batch = info.batch if options.batch is None else options.batch
@@ -48,9 +52,12 @@ def _train(options) -> int:
     network = build(options.method, options.model, options.seed, data=options.data, batch=batch, **more)
     dataset = data_module.load(options.data, options.data_dir)
     summary = train(config, network, dataset, training_length(options, network.steps_per_epoch), options.out,
-                    intermediates=options.intermediates, log=lambda line: print(line, file=sys.stderr))
+                    intermediates=options.intermediates, test_images=options.test_images,
+                    log=lambda line: print(line, file=sys.stderr))
     for key in ("bit_exact", "tensors_compared", "test_accuracy", "golden_accuracy", "float_accuracy",
                 "cycles_per_step", "mac_utilization", "cycles_per_second", "seconds"):
+        if key not in summary:
+            continue
         value = summary[key]
         print(f"{key:20} {value:.4g}" if isinstance(value, float) else f"{key:20} {value}")
     print(f"report: {options.out / 'report.html'}")

@@ -147,8 +147,8 @@ def _training_doorbells(network, dataset, steps: int, capacity: int):
     yield current
 
 
-def _inference_doorbells(network, dataset, capacity: int):
-    chunks = list(data_module.evaluation_batches(dataset.test_images, dataset.test_labels, network.batch))
+def _inference_doorbells(network, images, labels, capacity: int):
+    chunks = list(data_module.evaluation_batches(images, labels, network.batch)) if len(labels) else []
     for k in range(0, len(chunks), capacity):
         part = chunks[k:k + capacity]
         labels = [np.resize(labels, network.batch) for _, labels, _ in part]
@@ -187,8 +187,9 @@ class _Plan:
 
 
 def train(config: CoreConfig, network, dataset, steps: int, out: Path, *, settings: MemorySettings | None = None,
-          intermediates: bool = False, log=print) -> dict:
-    """Train ``network`` (golden's, fresh) for ``steps`` steps on the simulated core, then test it there.
+          intermediates: bool = False, test_images: int | None = None, log=print) -> dict:
+    """Train ``network`` (golden's, fresh) for ``steps`` steps on the simulated core, then let it classify the test set
+    there (or only its first ``test_images``).
 
     Writes digests.jsonl, steps.jsonl, cycles.json, summary.json and report.html into ``out``; returns the summary.
     Raises :class:`Mismatch` at the first difference from golden.
@@ -212,7 +213,8 @@ def train(config: CoreConfig, network, dataset, steps: int, out: Path, *, settin
         return programs[key]
 
     training = list(_training_doorbells(network, dataset, steps, capacity))
-    testing = list(_inference_doorbells(network, dataset, capacity))
+    testing = list(_inference_doorbells(network, dataset.test_images[:test_images], dataset.test_labels[:test_images],
+                                        capacity))
     plan = _Plan(out / "run")
     for number, doorbell in enumerate(training + testing):
         compiled = program(doorbell)
@@ -278,7 +280,11 @@ def _summary(config, network, floating, dataset, steps, result, checker, lines, 
              training, build, seconds, layout) -> dict:
     cycles = sum(doorbell["cycles"] for doorbell in result.value[:len(training)])
     macs = network.description.training_macs(network.batch) * steps
-    labels = dataset.test_labels
+    labels = dataset.test_labels[:len(predictions)]
+    accuracies = {} if not predictions else {
+        "test_accuracy": float((np.array(predictions) == labels).mean()),
+        "golden_accuracy": float((np.array(expected_predictions) == labels).mean()),
+        "float_accuracy": golden.train.evaluate(floating, dataset.test_images[:len(labels)], labels).accuracy}
     writes = {}
     for write in result.host_writes:
         write = write if isinstance(write, dict) else dataclasses.asdict(write)
@@ -287,9 +293,7 @@ def _summary(config, network, floating, dataset, steps, result, checker, lines, 
         "method": network.method, "model": network.description.name, "data": dataset.name, "batch": network.batch,
         "steps": steps, "seed": network.seed, "core": config.name,
         "final_loss": lines[-1]["loss"],
-        "test_accuracy": float((np.array(predictions) == labels).mean()),
-        "golden_accuracy": float((np.array(expected_predictions) == labels).mean()),
-        "float_accuracy": golden.train.evaluate(floating, dataset.test_images, labels).accuracy,
+        "test_images": len(predictions), **accuracies,
         "bit_exact": True,               # the first difference would have ended the run
         "tensors_compared": checker.compared, "not_compared": sorted(checker.not_compared),
         "doorbells": len(training), "host_writes": {name: len(times) for name, times in writes.items()},
