@@ -486,7 +486,8 @@ class _Compiler:
         return self._finish()
 
 
-def compile_training(config: CoreConfig, network: Niti, *, batch: int, capacity: int, steps: int, bits: int) -> Compiled:
+def compile_training(config: CoreConfig, network: Niti, *, batch: int, capacity: int, steps: int,
+                     bits: int) -> Compiled:
     """A program of ``steps`` whole training steps at one learning rate (``bits`` of the largest update), with memory
     for ``capacity`` batches. Raises :class:`CompileError` when the network does not fit the core.
     """

@@ -32,7 +32,8 @@ def test_values_follow_the_affine_formula(counts):
             loops = [range(max(1, count)) for count in counts]
             for index in itertools.product(*loops):
                 for name, bits in (("address", 20), ("row", 8)):
-                    expected = (start[name] + sum(i * s for i, s in zip(index, strides[name], strict=True))) % (1 << bits)
+                    offset = sum(i * s for i, s in zip(index, strides[name], strict=True))
+                    expected = (start[name] + offset) % (1 << bits)
                     assert ctx.get(getattr(dut, f"value_{name}")) == expected, index
                 for k, i in enumerate(index):
                     assert ctx.get(dut.at_first[k]) == (i == 0)
