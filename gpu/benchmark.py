@@ -108,18 +108,27 @@ class Benchmark:
         return result
 
     def alternate(self, candidates: dict[str, Callable[[], object]], work: float, unit: str) -> dict:
-        """Median rates (work per second) of the candidates, which take turns for about `seconds` each."""
+        """Rates (work per second: median, best) of the candidates, which take turns for about `seconds` each."""
         for function in candidates.values():
             for _ in range(3):
                 self._time(function)
         times: dict[str, list[float]] = {name: [] for name in candidates}
+        processor = dict.fromkeys(candidates, 0.0)
         end = time.perf_counter() + self.seconds * len(candidates)
-        while time.perf_counter() < end or len(next(iter(times.values()))) < 5:
+        while time.perf_counter() < end or len(times["ours"]) < 5:
             for name, function in candidates.items():
+                used = time.process_time()
                 times[name].append(self._time(function))
-        rates = {name: work / statistics.median(values) for name, values in times.items()}
-        best = {name: work / min(values) for name, values in times.items()}
-        return {"unit": unit, "rates": rates, "best": best, "turns": len(times["ours"])}
+                processor[name] += time.process_time() - used
+        result = {"unit": unit, "turns": len(times["ours"])}
+        result["rates"] = {name: work / statistics.median(values) for name, values in times.items()}
+        result["best"] = {name: work / min(values) for name, values in times.items()}
+        if not self.cuda:
+            # Unlike wall time, processor time hardly depends on what else the machine does.
+            result["per_processor_second"] = {
+                name: work * len(times[name]) / seconds for name, seconds in processor.items()
+            }
+        return result
 
     def _time(self, function) -> float:
         if not self.cuda:
@@ -229,11 +238,15 @@ def table(content: dict) -> str:
         if "failed" in piece:
             lines.append(f"{name:44} {piece['failed']}")
             continue
-        rates = piece["rates"]
-        parts = [f"{rate:.4g} {candidate}" for candidate, rate in rates.items()]
-        others = [candidate for candidate in rates if candidate != "ours"]
-        shares = [f"{rates['ours'] / rates[candidate]:.2f} of {candidate}" for candidate in others]
-        lines.append(f"{name:44} {', '.join(parts)} {piece['unit']}: {', '.join(shares)}")
+        for kind in ("rates", "per_processor_second"):
+            if kind not in piece:
+                continue
+            rates = piece[kind]
+            parts = [f"{rate:.4g} {candidate}" for candidate, rate in rates.items()]
+            others = [candidate for candidate in rates if candidate != "ours"]
+            shares = [f"{rates['ours'] / rates[candidate]:.2f} of {candidate}" for candidate in others]
+            label, unit = (name, piece["unit"]) if kind == "rates" else ("  per processor second", "")
+            lines.append(f"{label:44} {', '.join(parts)} {unit}: {', '.join(shares)}".replace(" :", ":"))
     return "\n".join(lines)
 
 
