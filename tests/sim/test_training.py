@@ -1,5 +1,6 @@
 """Whole training steps on the simulated core."""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -59,6 +60,22 @@ def test_the_command_trains_the_digits_mlp_like_golden(tmp_path, capsys):
 def test_networks_are_bit_exact(tmp_path, core, method, model, batch, options):
     summary = _train(core, tmp_path, method, model, steps=3, batch=batch, **options)
     assert summary["bit_exact"] and summary["steps"] == 3
+
+
+@pytest.mark.parametrize("model", ["mlp", "tiny-cnn"])
+def test_zero_and_saturating_tensors(tmp_path, model):
+    """Images without any signal, and images and weights at the ends of their ranges."""
+    dataset = data_module.load("digits")
+    edges = np.where(np.arange(dataset.train_images.size).reshape(dataset.train_images.shape) // 3 % 2, 16, 0)
+    for name, images, extreme in (("zero", np.zeros_like(dataset.train_images), False),
+                                  ("edges", edges.astype(np.uint8), True)):
+        network = golden.train.build("niti", model, 1, data="digits", batch=8)
+        if extreme:
+            for key, (array, exponent) in network.state.items():
+                network.state[key] = np.where(array < 0, -127, 127).astype(array.dtype), exponent
+        summary = train(PRESETS["tiny"], network, dataclasses.replace(dataset, train_images=images), 2, tmp_path / name,
+                        intermediates=True, test_images=0, log=lambda line: None)
+        assert summary["bit_exact"] and "test_accuracy" not in summary
 
 
 def test_memory_timing_changes_cycles_but_no_bit(tmp_path):
@@ -133,6 +150,7 @@ def test_errors_stop_the_core_and_name_the_descriptor(tmp_path):
     (["--core", "huge"], "unknown core 'huge'"),
     (["--batch", "2000"], "--batch must be 1..1440"),
     (["--steps", "0"], "--steps must be at least 1"),
+    (["--test-images", "-1"], "--test-images must be 0 or more"),
     (["--data", "mnist", "--data-dir", "nowhere"], "nowhere"),
     (["--model", "tiny-resnet"], "no rule for BatchNorm"),
 ])
