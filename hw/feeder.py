@@ -56,7 +56,8 @@ class Feeder(wiring.Component):
     a, b : slice address, read strobe, `available` and `advance` of the operand buffers; data arrives two cycles later.
     weights_ready, weights_take, weights_enable : handshake with the weight ring. `enable` is high while tiles of the
         current block may shift into the shadow registers.
-    next_same_mode : the next block is known and runs in the mode of this one, so its first tile may be shifted early.
+    next_same_mode : the next block is known and runs in the mode of this one, so its first tile may be shifted early,
+        and its first boundary closes the last gradient tile of this one.
     room, reserve : accounting of the result FIFO.
     mode, left, top, boundary, control : to the array. array_empty : its mode may change.
     activity : :class:`Activity` of this cycle. done : one pulse per block.
@@ -170,7 +171,8 @@ class Feeder(wiring.Component):
                 with m.Else():
                     m.d.comb += [self.activity.eq(Activity.BUSY), fire.eq(1), boundary.eq(tile_start)]
                     with m.If(loops.last):
-                        with m.If(gradient):
+                        # The boundary of a following gradient block closes the last tile; else a boundary of its own.
+                        with m.If(gradient & ~self.next_same_mode):
                             m.next = "FLUSH"
                         with m.Else():
                             m.d.comb += [self.command.ready.eq(1), self.done.eq(1)]

@@ -139,7 +139,9 @@ class ProductEngine(wiring.Component):
         m.d.comb += [
             feeder.command.valid.eq(feed.valid), feed.ready.eq(feeder.command.ready),
             feeder.command.p.eq(feed.p.command), self.descriptor.eq(feed.p.address),
-            feeder.next_same_mode.eq(runnable & (decode.feed.mode == feeder.mode)),
+            # Until all parts are taken the decoder may still hold the block that is being fed.
+            feeder.next_same_mode.eq(runnable & ~taken[list(parts).index("feed")]
+                                     & (decode.feed.mode == feeder.mode)),
 
             buffer_a.address.eq(feeder.a_address), buffer_a.read.eq(feeder.a_read),
             buffer_a.advance.eq(feeder.a_advance), feeder.a_available.eq(buffer_a.available),
@@ -151,7 +153,8 @@ class ProductEngine(wiring.Component):
             weights.enable.eq(feeder.weights_enable), weights.take.eq(feeder.weights_take),
             feeder.weights_ready.eq(weights.ready),
 
-            feeder.array_empty.eq(array.empty), array.mode.eq(feeder.mode), array.left.eq(feeder.left), array.boundary.eq(feeder.boundary),
+            feeder.array_empty.eq(array.empty), array.mode.eq(feeder.mode), array.left.eq(feeder.left),
+            array.boundary.eq(feeder.boundary),
             array.top.eq(Mux(feeder.mode == Mode.GRADIENT, feeder.top, weights.vector)),
             array.left_weight.eq(weights.vector), array.shift.eq(weights.shift),
             array.control_in.eq(feeder.control),
