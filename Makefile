@@ -9,7 +9,7 @@ LOCKS  := $(VENV)/.locks
 export VENV
 export PYTHONHASHSEED = 0
 .DEFAULT_GOAL := help
-.PHONY: help setup cosim test rtl synth formal bench accuracy doctor clean
+.PHONY: help setup cosim test rtl formal bench accuracy doctor clean
 
 BASE := $(LOCKS)/requirements.lock
 GPU  := $(LOCKS)/requirements-gpu.lock
@@ -34,11 +34,8 @@ test: $(BASE) $(GPU) ## all tests
 rtl: $(BASE) ## Verilog and JSON sidecar of one core (CORE=small) into build/rtl
 	$(PY) -m hw rtl --core $(CORE) --out $(OUT)/rtl
 
-synth: $(BASE) $(FPGA) ## FPGA synthesis, place and route, area and Fmax table into build/synth
-	$(PY) -m hw synth --core $(CORE) --out $(OUT)/synth
-
 formal: $(BASE) $(FPGA) ## proofs of the small units
-	$(PY) -m hw formal --out $(OUT)/formal
+	$(PY) -m tests.formal --out $(OUT)/formal
 
 bench: $(BASE) $(GPU) ## all benchmarks beside their references, JSON and table into build/bench
 	$(PY) -m sim.bench --out $(OUT)/bench
