@@ -1,4 +1,4 @@
-"""``python -m sim``: train on the simulated core."""
+"""``python -m sim``: train on the simulated core, measure single products, estimate cycles."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from golden.train import build
 from hw import config as core_config
 from hw.descriptor import ProgramError
 
+from . import estimate, products
 from .program import CompileError
 from .shared import SimulationError
 from .verilator import BuildError
@@ -30,9 +31,20 @@ def main(arguments=None) -> int:
     train.add_argument("--test-images", type=int, metavar="N",
                        help="classify only the first N test images on the core (default: all; 0: none)")
     train.add_argument("--intermediates", action="store_true", help="also compare what need not be materialised")
+    single = commands.add_parser("products", help="run single product passes; report their share of peak")
+    products.add_arguments(single)
+    guess = commands.add_parser("estimate", help="cycles of a training step by layer and pass, without simulating")
+    estimate.add_arguments(guess)
+    for command in (single, guess):
+        command.add_argument("--core", default="base", help="as for train (default %(default)s)")
     options = parser.parse_args(arguments)
     try:
-        return _train(options)
+        if options.command == "train":
+            return _train(options)
+        config = core_config.load(options.core)
+        if options.command == "estimate":
+            return estimate.main(options, config)
+        return products.main(options, config, lambda line: print(line, file=sys.stderr))
     except (InputError, core_config.ConfigError, CompileError, ProgramError, SimulationError, BuildError) as error:
         print(f"error: {error}", file=sys.stderr)
     except KeyboardInterrupt:
