@@ -89,7 +89,8 @@ def run_stock(verilog, run, seed):
         environment = {
             **tool.environment,
             "PYTHONPATH": str(ROOT),
-            "MAKEFLAGS": "CFG_CXXFLAGS_PCH_I=-include CFG_CXXFLAGS_STD=-std=gnu++17 CFG_LDLIBS_THREADS=-pthread",
+            "MAKEFLAGS": "CFG_CXXFLAGS_PCH_I=-include CFG_CXXFLAGS_STD=-std=gnu++17 CFG_LDLIBS_THREADS=-pthread "
+            "OPT_FAST=-O3 OPT_SLOW=-O0",
             "INTRAIN_STOCK": json.dumps(
                 {"run": str(run), "seed": seed, "seconds": STOCK_SECONDS, "size": SETTINGS.size}
             ),

@@ -54,7 +54,7 @@ def main():
     from cocotb_tools.runner import get_runner
 
     runner = get_runner("verilator")
-    flags = ["-Wno-fatal", "--x-assign", "fast", "--x-initial", "fast", "--noassert", "-CFLAGS", "-O3 -march=native"]
+    flags = ["-Wno-fatal", "--x-assign", "fast", "--x-initial", "fast", "--noassert"]
     runner.build(sources=["intrain.v"], hdl_toplevel="intrain", build_args=flags, timescale=("1ns", "1ns"))
     runner.test(test_module="sim.stock", hdl_toplevel="intrain", hdl_toplevel_lang="verilog")
 

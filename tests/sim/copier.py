@@ -134,6 +134,8 @@ class Copier(wiring.Component):
         block = Signal(32)
         # As the core's: what the two engines do (0: idle) for which tag; here only one, its tag the block.
         m.d.comb += [self.trace_product.eq(busy), self.trace_product_tag.eq(10 + block)]
+        with m.If(broken["eager"]):
+            m.d.comb += self.m_axi_bready.eq(1)
         read_at, write_at = Signal(32), Signal(32)
         read_room, write_room = Signal(13), Signal(13)  # beats up to the next 4 KB boundary
         page = 4096 >> log_beat

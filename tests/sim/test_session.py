@@ -129,6 +129,29 @@ def test_overlapping_bursts_in_flight_are_counted(copier_build, tmp_path):
     assert copy(copier_build(), tmp_path, broken="eager", **behind)[0].hazards > 0
 
 
+def test_bursts_in_flight_are_limited(copier_build, tmp_path):
+    def cycles(outstanding):
+        settings = MemorySettings(size=SIZE, latency=60, outstanding=outstanding)
+        return copy(copier_build(), tmp_path, broken="eager", settings=settings)[0].value["cycles"][0]
+
+    # Ignoring responses, the copier sends the next write while the last waits for its response, if it may.
+    assert cycles(1) > cycles(8) + 60
+
+
+def test_strobes_spare_the_other_bytes(copier_build, tmp_path):
+    around = {}
+    session.simulate(
+        copier_build(),
+        "scenarios:copy",
+        {"source": SOURCE, "target": TARGET, "beats": 1, "blocks": 1, "step": STEP},
+        out=tmp_path,
+        settings=MemorySettings(size=SIZE),
+        prepare=lambda memory: memory.write("pattern", STEP - 20, b"\xee" * 60),
+        keep=lambda memory: around.update(bytes=memory.read(STEP - 20, 60).tobytes()),
+    )
+    assert around["bytes"] == b"\xee" * 20 + (1).to_bytes(4, "little") + b"\xee" * 36
+
+
 def test_snapshots_show_memory_at_each_step(copier_build, tmp_path):
     plan = SnapshotPlan(STEP, ((TARGET, 16 * 40), (STEP, 4)), slots=8)
     seen = []
