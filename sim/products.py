@@ -12,10 +12,11 @@ to memory all count; the acknowledgement of that write does not, nor does the in
   duplicated pixels are not.
 * ``bound``: the fewest cycles this shape can take on this core and memory, see :func:`edge_bound`.
 * Where the rest went, as shares of the cycles: ``edge`` (the array was fed, but rows or columns of it carried no
-  useful product; below zero where an error pass skips taps outside the image, which count as useful), ``spacing`` (tiles shorter than the array's weight exchange), ``operand`` and ``weights`` (waited for
-  memory; the fill of the first load is here), ``results`` (waited for room for results), ``drain`` (change of
-  dataflow), ``blocks`` (between descriptors), ``last write`` (from the last fed vector to the last result beat, and
-  cycles in which the sequencer had not delivered the next descriptor). With ``useful`` (the share) they sum to 1.
+  useful product; below zero where an error pass skips taps outside the image, which count as useful), ``spacing``
+  (tiles shorter than the array's weight exchange), ``operand`` and ``weights`` (waited for memory; the fill of the
+  first load is here), ``results`` (waited for room for results), ``drain`` (change of dataflow), ``blocks`` (between
+  descriptors), ``last write`` (from the last fed vector to the last result beat, and cycles in which the sequencer
+  had not delivered the next descriptor). With ``useful`` (the share) they sum to 1.
 """
 
 from __future__ import annotations
@@ -102,6 +103,7 @@ AWKWARD = (
     _conv(4, 12, 20, 50, kernel=5, pad=0), _conv(2, 9, 16, 24, kernel=5), _conv(1, 11, 17, 3, kernel=5),
     _conv(8, 16, 16, 32, stride=2), _conv(3, 15, 20, 20, stride=2), Shape(2, 9, 12, 24, 40, 1, 2),
     Shape(4, 7, 5, 20, 36, 3, 1, 1), Shape(3, 13, 11, 10, 10, 3, 1, 0), Shape(2, 5, 17, 48, 33, 3, 2, 1),
+    Shape(4, 12, 7, 6, 21, 3, 2),
     _conv(32, 28, 1, 20, kernel=5, pad=0, first=True), _conv(32, 16, 3, 32, first=True),
     Shape(2, 15, 13, 3, 18, 3, 2, 1, first=True), _conv(4, 8, 1, 16), _conv(4, 8, 3, 16), _conv(2, 8, 20, 20),
     _conv(1, 64, 32, 16), Shape(1, 40, 56, 48, 24, 3, 1, 1), Shape(32, 4, 4, 50, 500, 4),

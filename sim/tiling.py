@@ -66,11 +66,11 @@ class Geometry:
         """Useful multiply-accumulates of one pass (contract section 8)."""
         return self.n * self.ho * self.wo * self.kh * self.kw * self.ci * self.co
 
-    def input_rows(self, r0: int, rows: int) -> tuple[int, int]:
-        """Input rows that output rows ``r0 .. r0 + rows`` touch."""
-        first = r0 * self.stride - self.pad
-        last = (r0 + rows - 1) * self.stride - self.pad + self.kh
-        return max(0, first), min(self.h, last)
+    def input_rows(self, band: Band) -> tuple[int, int]:
+        """Input rows to load for a band of output rows: those it touches, or whole images if it has several."""
+        first = band.r0 * self.stride - self.pad
+        last = (band.r0 + band.rows - 1) * self.stride - self.pad + self.kh
+        return (max(0, first), min(self.h, last)) if band.n == 1 else (0, self.h)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -181,7 +181,7 @@ class Tiler:
 
     def input_lines(self, band: Band) -> int:
         """Lines of the input rows that the band's output rows touch: per plane, or all planes if folded."""
-        r0, r1 = self.g.input_rows(band.r0, band.rows)
+        r0, r1 = self.g.input_rows(band)
         if self.g.folded:
             rows = band.n * self.g.h if r1 - r0 == self.g.h else r1 - r0
             return ceil_div(rows * self.g.w * self.ci_planes, 4)
@@ -235,7 +235,7 @@ def forward(config: CoreConfig, g: Geometry, x: int, x_tensor, w: int, w_tensor:
             for plane0 in range(0, planes, most):
                 count = min(most, planes - plane0)
                 for k, ((group0, group), sub) in enumerate(parts):
-                    r0, r1 = g.input_rows(band.r0, band.rows)
+                    r0, r1 = g.input_rows(band)
                     operand = t.inputs(x, x_tensor, band, r0, r1, group0, group)
                     ci_count = min(left_slices[sub] - group0, group)
                     row = band.r0 * g.stride - g.pad - r0
@@ -306,6 +306,8 @@ def error(config: CoreConfig, g: Geometry, e: int, e_tensor: PixelTensor, w: int
         top, side = (row_class + g.pad - kh0) // g.stride, (column_class + g.pad - kw0) // g.stride
 
         def error_rows(band, top=top, taps_h=taps_h):
+            if band.n > 1:
+                return 0, g.ho
             return max(0, band.r0 + top - taps_h + 1), min(g.ho, band.r0 + band.rows + top)
 
         def lines(band, error_rows=error_rows):
@@ -438,7 +440,7 @@ def gradient(config: CoreConfig, g: Geometry, e: int, e_tensor: PixelTensor, x: 
                 entries = [t.rows * math.prod(counts[k + 1:]) for k in range(4)]
                 for k, band in enumerate(band_list):
                     errors = load_pixels(e, e_tensor, band, band.r0, band.r0 + band.rows, co0, counts[0])
-                    r0, r1 = g.input_rows(band.r0, band.rows)
+                    r0, r1 = g.input_rows(band)
                     inputs = t.inputs(x, x_tensor, band, r0, r1, ci0, counts[3])
                     if g.folded:             # the buffer holds all planes of a position
                         inputs = dataclasses.replace(inputs, start=inputs.start + ci0)

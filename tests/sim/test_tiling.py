@@ -25,6 +25,8 @@ SHAPES = [
     (2, 5, 5, 4, 6, 1, 2, 0),
     (9, 1, 1, 64, 10, 1, 1, 0),
     (4, 3, 3, 20, 11, 3, 1, 0),      # a linear layer on an image
+    (4, 12, 7, 6, 21, 3, 2, 0),      # several images, whose last row no tap reaches
+    (3, 10, 7, 6, 9, 2, 2, 0),
     (1, 12, 12, 24, 8, 3, 1, 1),     # more than one band on the smaller cores
 ]
 
