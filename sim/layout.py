@@ -22,11 +22,8 @@ def round_up(a: int, b: int) -> int:
 
 
 @dataclasses.dataclass(frozen=True)
-class PixelTensor:
-    """Activations, errors and products: ``[channel tile][image][row][column][V]``, planes line aligned.
-
-    ``shape`` is the logical ``(n, h, w, c)``.
-    """
+class _Blocked:
+    """A tensor of four dimensions cut into vectors of ``vector`` channels."""
 
     shape: tuple[int, int, int, int]
     vector: int
@@ -35,6 +32,14 @@ class PixelTensor:
     @property
     def itemsize(self) -> int:
         return np.dtype(self.dtype).itemsize
+
+
+@dataclasses.dataclass(frozen=True)
+class PixelTensor(_Blocked):
+    """Activations, errors and products: ``[channel tile][image][row][column][V]``, planes line aligned.
+
+    ``shape`` is the logical ``(n, h, w, c)``.
+    """
 
     @property
     def planes(self) -> int:
@@ -72,20 +77,12 @@ class PixelTensor:
 
 
 @dataclasses.dataclass(frozen=True)
-class WeightTensor:
+class WeightTensor(_Blocked):
     """Weights and their gradients: ``[co tile][kh][kw][ci tile][V co][V ci]``.
 
     ``shape`` is the logical ``(co, kh, kw, ci)``; a folded first layer has ``kw = 1`` and ``ci`` = kernel width
     times channels.
     """
-
-    shape: tuple[int, int, int, int]
-    vector: int
-    dtype: str = "int8"
-
-    @property
-    def itemsize(self) -> int:
-        return np.dtype(self.dtype).itemsize
 
     @property
     def co_tiles(self) -> int:
