@@ -57,7 +57,9 @@ class Rules:
 
     def update(self, w, g, width: int = 8):
         limit = (1 << (width - 1)) - 1
-        return (w.to(torch.int32) - g).clamp_(-limit, limit).to(storage(width))
+        difference = w.to(torch.int16 if width <= 8 else torch.int32)
+        difference -= g
+        return difference.clamp_(-limit, limit).to(storage(width))
 
     def narrow(self, master):
         return self.ops.round_to(Rounding.PSEUDO_STOCHASTIC, master, 1 << 15, 8, 8)

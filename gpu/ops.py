@@ -137,6 +137,13 @@ class Ops:
             total = total.to(torch.int64)
         return self.group.sum_(total)
 
+    def _all_columns(self, x: torch.Tensor, kernel: int, stride: int, padding: int) -> torch.Tensor:
+        """The columns of a whole tensor, kept with it: forward and gradient pass need the same ones."""
+        geometry = kernel, stride, padding
+        if getattr(x, "columns", (None,))[0] != geometry:
+            x.columns = geometry, self._columns(x, *geometry)
+        return x.columns[1]
+
     def _columns(self, x: torch.Tensor, kernel: int, stride: int, padding: int) -> torch.Tensor:
         """The receptive fields of x as rows: [n * ho * wo][kh * kw * ci]."""
         if padding:
@@ -170,11 +177,13 @@ class Ops:
         co, kernel = w.shape[:2]
         ho, wo = conv2d_shape(height, width, kernel, stride, padding)
         matrix = w.reshape(co, -1).T
-        parts = [
-            self.matmul(self._columns(x[block], kernel, stride, padding), matrix, limit_b=limit_w)
-            for block in self._blocks(n, ho * wo * (len(matrix) + 4 * co))
-        ]
-        return _joined(parts).reshape(n, ho, wo, co)
+        blocks = self._blocks(n, ho * wo * (len(matrix) + 4 * co))
+        if len(blocks) == 1:
+            y = self.matmul(self._all_columns(x, kernel, stride, padding), matrix, limit_b=limit_w)
+        else:
+            columns = (self._columns(x[block], kernel, stride, padding) for block in blocks)
+            y = torch.cat([self.matmul(part, matrix, limit_b=limit_w) for part in columns])
+        return y.reshape(n, ho, wo, co)
 
     def conv2d_error(
         self, e, w, input_shape, stride: int = 1, padding: int = 0, limit_e: int = 127, limit_w: int = 127
@@ -183,13 +192,7 @@ class Ops:
         kernel, ci = w.shape[1], w.shape[3]
         height, width = input_shape
         if stride == 1 and padding < kernel:
-            # The error is the correlation of the padded e with the weights turned by 180 degrees.
-            matrix = w.flip(1, 2).permute(1, 2, 0, 3).reshape(-1, ci)
-            parts = [
-                self.matmul(self._columns(e[block], kernel, 1, kernel - 1 - padding), matrix, limit_e, limit_w)
-                for block in self._blocks(n, height * width * (len(matrix) + 4 * ci))
-            ]
-            return _joined(parts).reshape(n, height, width, ci)
+            return self._same_stride_error(e, w, height, width, padding, limit_e, limit_w)
         matrix = w.reshape(co, -1)
         parts = []
         for block in self._blocks(n, 4 * ho * wo * matrix.shape[1]):
@@ -205,17 +208,49 @@ class Ops:
                     target = padded[:, i : i + stride * ho : stride, j : j + stride * wo : stride]
                     target[:, :ho, :wo] += taps[:, :, :, i, j]
             parts.append(padded[:, padding : padding + height, padding : padding + width].contiguous())
-        return _joined(parts)
+        return torch.cat(parts)
+
+    def _same_stride_error(self, e, w, height: int, width: int, padding: int, limit_e: int, limit_w: int):
+        """The correlation of e with the weights turned by 180 degrees: one product per kernel row.
+
+        With image rows outermost, the horizontal receptive fields of a range of rows are one matrix, so that they are
+        copied once for all kernel rows.
+        """
+        n, ho, wo, co = e.shape
+        kernel, ci = w.shape[1], w.shape[3]
+        matrices = [w[:, i].flip(1).permute(1, 0, 2).reshape(kernel * co, ci) for i in range(kernel)]
+        wide = co * kernel * kernel * limit_e * limit_w > 2**31 - 1
+        out = torch.empty((n, height, width, ci), dtype=torch.int64 if wide else torch.int32, device=e.device)
+        side = kernel - 1 - padding
+        for block in self._blocks(n, width * (ho * kernel * co + 8 * height * ci)):
+            rows = F.pad(e[block].permute(1, 0, 2, 3), (0, 0, side, side)).contiguous()
+            row, image, pixel, _ = rows.stride()
+            images = rows.shape[1]
+            fields = rows.as_strided((ho, images, width, kernel * co), (row, image, pixel, 1)).contiguous()
+            total = torch.zeros((height, images, width, ci), dtype=out.dtype, device=e.device)
+            for i, matrix in enumerate(matrices):
+                # Row y of e reaches row y + i - padding.
+                first, last = max(0, padding - i), min(ho, height + padding - i)
+                if first >= last:
+                    continue
+                part = self.matmul(fields[first:last].view(-1, kernel * co), matrix, limit_e, limit_w)
+                target = total[first + i - padding : last + i - padding]
+                target += part.view(target.shape)
+            out[block] = total.permute(1, 0, 2, 3)
+        return out
 
     def conv2d_gradient(self, e, x, kernel: int, stride: int = 1, padding: int = 0, limit_e: int = 127):
         n, ho, wo, co = e.shape
         taps = kernel * kernel * x.shape[3]
         safe = n * ho * wo * limit_e * 127 <= 2**31 - 1
         total = None
-        for block in self._blocks(n, ho * wo * taps):
-            part = self.matmul(
-                e[block].reshape(-1, co).T, self._columns(x[block], kernel, stride, padding), limit_e
-            )
+        blocks = self._blocks(n, ho * wo * taps)
+        for block in blocks:
+            if len(blocks) == 1:
+                columns = self._all_columns(x, kernel, stride, padding)
+            else:
+                columns = self._columns(x[block], kernel, stride, padding)
+            part = self.matmul(e[block].reshape(-1, co).T, columns, limit_e)
             part = part if safe else part.to(torch.int64)
             total = part if total is None else total.add_(part)
         return self._over_workers(total, n * ho * wo, limit_e).reshape(co, kernel, kernel, -1)
@@ -226,7 +261,7 @@ class Ops:
         return x.clamp_min(0)
 
     def relu_error(self, e, x):
-        return e * (x > 0)
+        return x.clamp(0, 1).to(e.dtype).mul_(e)
 
     def max_pool(self, x, size: int):
         taps = [tap.clone(memory_format=torch.contiguous_format) for tap in _taps(x, size)]
@@ -241,7 +276,8 @@ class Ops:
         n, h, w, c = e.shape
         x_error = torch.empty((n, h * size, w * size, c), dtype=e.dtype, device=e.device)
         for k, tap in enumerate(_taps(x_error, size)):
-            torch.mul(e, choice == k, out=tap)
+            # 1 where the choice is k, else 0.
+            tap.copy_((choice ^ k).clamp_(max=1).bitwise_xor_(1).to(e.dtype).mul_(e))
         return x_error
 
     def global_sum(self, x):
@@ -261,7 +297,3 @@ class Ops:
 def _taps(x: torch.Tensor, size: int) -> list[torch.Tensor]:
     """The size * size strided views of non-overlapping windows, in row-major window order."""
     return [x[:, i::size, j::size] for i in range(size) for j in range(size)]
-
-
-def _joined(parts: list[torch.Tensor]) -> torch.Tensor:
-    return parts[0] if len(parts) == 1 else torch.cat(parts)

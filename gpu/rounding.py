@@ -83,34 +83,45 @@ def _nearest(x, shift):
     return rounded
 
 
-def _sign_magnitude(x, shift, up):
-    """x / 2**shift with the magnitude rounded up where up(magnitude)."""
-    sign = x >> (8 * x.element_size() - 1)
+def _sign_magnitude(x, shift, margin):
+    """x / 2**shift with the magnitude rounded up where margin(magnitude) < 0.
+
+    The sign of a difference is 0 or -1 without a comparison, which torch's vector code does not cover as well.
+    """
+    top = 8 * x.element_size() - 1
+    sign = x >> top
     magnitude = (x ^ sign).sub_(sign)
-    away = up(magnitude)
+    up = margin(magnitude).bitwise_right_shift_(top)
     magnitude >>= shift
-    magnitude += away
+    magnitude -= up
     magnitude ^= sign
     return magnitude.sub_(sign)
 
 
 def _pseudo_stochastic(x, shift):
     half = shift // 2
-    below = (1 << half) - 1
 
-    def up(magnitude):
+    def margin(magnitude):
         probability = (magnitude & ((1 << shift) - 1)).bitwise_right_shift_(half)
-        return probability > (magnitude & below).bitwise_left_shift_(shift & 1)
+        threshold = magnitude & ((1 << half) - 1)
+        if shift & 1:
+            threshold <<= 1
+        return threshold.sub_(probability)
 
-    return _sign_magnitude(x, shift, up)
+    return _sign_magnitude(x, shift, margin)
 
 
 def _stochastic_16(x, shift, draw):
-    draw = top_bits(draw, 16, x.dtype)
-    mask = (1 << shift) - 1
-    if shift >= 16:
-        return _sign_magnitude(x, shift, lambda m: (m & mask) > draw << (shift - 16))
-    return _sign_magnitude(x, shift, lambda m: (m & mask) << (16 - shift) > draw)
+    threshold = top_bits(draw, 16, x.dtype)
+    threshold <<= max(shift - 16, 0)
+
+    def margin(magnitude):
+        discarded = magnitude & ((1 << shift) - 1)
+        if shift < 16:
+            discarded <<= 16 - shift
+        return threshold - discarded
+
+    return _sign_magnitude(x, shift, margin)
 
 
 def _stochastic(x, shift, draw):
