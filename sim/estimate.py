@@ -23,6 +23,7 @@ the start to the acknowledgement, as the core's trace outputs count them (`sim.t
 from __future__ import annotations
 
 import argparse
+import bisect
 import dataclasses
 import heapq
 import itertools
@@ -58,7 +59,7 @@ WRITE_ISSUE = 5          # from a burst's last line to its first beat
 WRITE_RETURN = 2         # from the acknowledgement to the client's `idle`
 ACCUMULATOR = 3          # from a result on the last column to the store
 LANES = 1                # from a vector's arrival to the writer
-LOSS = 27                # per sample (hw.loss)
+LOSS = 26.25             # per sample (hw.loss)
 VECTOR_GRAIN = 16
 
 
@@ -208,12 +209,12 @@ def walk(counts, strides, address: int) -> np.ndarray:
     return result
 
 
-def bursts(lines: np.ndarray, page: int, times: np.ndarray | None = None) -> np.ndarray:
+def bursts(lines: np.ndarray, page: int, times=None, patience: int = READ_PATIENCE) -> np.ndarray:
     """Ends (exclusive) of the bursts that the coalescer makes of consecutive line addresses, where lines that come
     at ``times`` more than its patience apart part them."""
     parted = (np.diff(lines) != 1) | (lines[1:] % page == 0)
     if times is not None:
-        parted |= np.diff(times) > READ_PATIENCE
+        parted |= np.diff(times) > patience
     breaks = np.flatnonzero(parted) + 1
     starts = np.concatenate([[0], breaks, [len(lines)]])
     ends = [np.arange(first + BURST_LINES, last, BURST_LINES) for first, last in zip(starts, starts[1:], strict=False)
@@ -811,8 +812,15 @@ class Estimate:
         yield clock.now + 3 * scalar["count"] + 2
         if scalar["enable_dump"]:
             lines = ceil_div(4 * REGISTERS, config.line_bytes)
-            yield clock.now + REGISTERS + lines + 3
-            burst = self.writes.post("target0", lines)
+            gap = REGISTERS // lines + 1
+            yield clock.now + 3
+            if gap > WRITE_PATIENCE:
+                for _ in range(lines):
+                    yield clock.now + gap
+                    burst = self.writes.post("target0", 1)
+            else:
+                yield clock.now + gap * lines
+                burst = self.writes.post("target0", lines)
             while burst.start is None:
                 yield self.writes.issued
             yield burst.acknowledged + WRITE_RETURN + (WRITE_PATIENCE if lines < BURST_LINES else 0)
@@ -841,7 +849,8 @@ class Estimate:
             loop_counts = counts[:4] + [1] if loss and k == 1 else counts
             lines, iterations = lines_of(name, loop_counts)
             scale = counts[4] if loss and k == 1 else 1
-            source = {"bursts": bursts(lines, self.page, iterations), "first": iterations * scale, "posted": []}
+            source = {"atoms": bursts(lines, self.page, iterations).tolist(), "first": iterations * scale,
+                      "hard": set(bursts(lines, self.page).tolist()), "ends": [], "posted": []}
             sources.append(source)
             clock.at(clock.now, self._source(name, source, READERS[name], progress, state))
         for name in ("target0", "target1"):
@@ -849,7 +858,10 @@ class Estimate:
                 continue
             loop_counts = counts[:3] + [1, 1] if pool else counts
             lines, iterations = lines_of(name, loop_counts)
-            ends = bursts(lines, self.page)
+            # Lines that come slowly, because sources are slow, leave one by one.
+            pace = max(1.0, sum(len(source["first"]) for source in sources) * self.reads.cost / total)
+            pace = 100 if loss else pace * (4 if pool else 1)
+            ends = bursts(lines, self.page, iterations * pace, WRITE_PATIENCE)
             # The last vector of each burst's last line.
             after = np.append(iterations, int(np.prod(loop_counts)))[ends] * (4 if pool else 1)
             targets.append({"name": name, "ends": ends, "after": after, "sent": 0, "buffered": deque(), "last": None})
@@ -866,10 +878,12 @@ class Estimate:
             ready = 0
             for source in sources:
                 line = int(np.searchsorted(source["first"], stop - 1, "right")) - 1
-                number = int(np.searchsorted(source["bursts"], line, "right"))
-                while len(source["posted"]) <= number or source["posted"][number].start is None:
+                while not source["ends"] or source["ends"][-1] <= line:
                     yield self.reads.issued
-                first = int(source["bursts"][number - 1]) if number else 0
+                number = bisect.bisect_right(source["ends"], line)
+                while source["posted"][number].start is None:
+                    yield self.reads.issued
+                first = source["ends"][number - 1] if number else 0
                 ready = max(ready, source["posted"][number].arrival(line - first) + FIFO_RETURN)
             time = max(time + (per_sample if loss else stop - done), ready + 1)
             yield max(clock.now, time)
@@ -896,22 +910,34 @@ class Estimate:
 
     def _source(self, name, source, depth, progress, state):
         """Requests of one source, as far ahead as its FIFO and its notes go."""
-        clock = self.clock
-        done = 0
-        for end in source["bursts"].tolist():
-            size = end - done
-            while True:
-                # Lines that the consumer has left behind.
-                used = int(np.searchsorted(source["first"], state["consumed"], "right")) - 1
-                if (end - max(used, 0) <= depth or end - done > depth) and source["first"][end - 1] - state[
-                        "consumed"] < 256:
-                    break
+        clock, posted, atoms, first = self.clock, source["posted"], source["atoms"], source["first"]
+
+        def fits(end):
+            used = int(np.searchsorted(first, state["consumed"], "right")) - 1       # lines left behind
+            return (end - max(used, 0) <= depth or end - done > depth) and first[end - 1] - state["consumed"] < 256
+
+        done = k = 0
+        while k < len(atoms):
+            end, before = atoms[k], done
+            while not fits(end):
                 yield progress
-            yield clock.now + max(size, int(source["first"][end - 1] - source["first"][done - 1]) if done else 0)
-            while source["posted"] and source["posted"][-1].start is None:
-                yield self.reads.issued
-            source["posted"].append(self.reads.post(name, size))
+            while True:
+                yield clock.now + max(end - before, int(first[end - 1] - first[before - 1]) if before else 0)
+                # While the burst before waits for its turn, this one grows.
+                while posted and posted[-1].start is None:
+                    if (k + 1 < len(atoms) and end not in source["hard"] and atoms[k + 1] - done <= BURST_LINES
+                            and fits(atoms[k + 1])):
+                        break
+                    yield self.reads.issued
+                else:
+                    break
+                k += 1
+                before, end = end, atoms[k]
+            posted.append(self.reads.post(name, end - done))
+            source["ends"].append(end)
+            self.reads.issued.open()
             done = end
+            k += 1
 
 
 def estimate(config: CoreConfig, program, settings: MemorySettings) -> Estimate:

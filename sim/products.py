@@ -23,6 +23,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import itertools
 import json
 import math
 import time
@@ -122,9 +123,9 @@ def edge_bound(config: CoreConfig, shape: Shape, step: str, settings: MemorySett
     * between them the slowest of
 
       - the array: tiles = product of ``ceil(channels / edge)`` over both operands and the taps; each tile takes one
-        cycle per pixel, but at least 2 n - 1 (exchange of weight tiles; n in the gradient pass: one result row per
-        cycle). A folded layer has ``kernel`` taps of ``kernel * channels`` channels. With a stride the error pass has
-        stride**2 classes of pixels, each with the taps that reach it;
+        cycle per pixel, and the next follows after 2 n - 1 cycles at the earliest (exchange of weight tiles; n in the
+        gradient pass: one result row per cycle). A folded layer has ``kernel`` taps of ``kernel * channels`` channels.
+        With a stride the error pass has stride**2 classes of pixels, each with the taps that reach it;
       - reading operands and weights once, and writing results once, whole lines, at the memory's rate;
       - folding, a byte per cycle and two cycles per image row (padding and the bytes that fill the last window
         included): every tile but the first of the last image can only follow it.
@@ -139,28 +140,32 @@ def edge_bound(config: CoreConfig, shape: Shape, step: str, settings: MemorySett
                else planes["ci"] * ceil_div(g.n * g.h * g.w, 4))
     e_lines = planes["co"] * ceil_div(pixels, 4)
     w_lines = planes["ci"] * planes["co"] * g.kh * g.kw * ceil_div(vector, 4)
+
+    def spaced(tiles, length, least):
+        return max(0, tiles - 1) * max(length, least) + length
     if step == "forward":
-        array = co_top * ci_left * g.kh * g.kw * max(pixels, 2 * columns - 1)
+        tiles = co_top * ci_left * g.kh * g.kw
+        array = spaced(tiles, pixels, 2 * columns - 1)
         read, written = x_lines + w_lines, planes["co"] * pixels
     elif step == "gradient":
-        array = co_left * ci_top * g.kh * g.kw * max(pixels, rows)
+        tiles = co_left * ci_top * g.kh * g.kw
+        array = spaced(tiles, pixels, rows)
         read, written = x_lines + e_lines, planes["co"] * planes["ci"] * g.kh * g.kw * vector
     else:
-        array = 0
-        for row_class in range(g.stride):
-            for column_class in range(g.stride):
-                taps = math.prod(len(range((c + g.pad) % g.stride, k, g.stride))
-                                 for c, k in ((row_class, g.kh), (column_class, g.kw)))
-                inputs = g.n * len(range(row_class, g.h, g.stride)) * len(range(column_class, g.w, g.stride))
-                if g.covers_image:
-                    inputs, taps = g.n, g.kh * g.kw
-                if taps and inputs:
-                    array += ci_top * co_left * taps * max(inputs, 2 * rows - 1)
-        read, written = e_lines + w_lines, planes["ci"] * g.n * g.h * g.w
+        array = reached = 0
+        for row_class, column_class in itertools.product(range(g.stride), repeat=2):
+            taps = math.prod(len(range((c + g.pad) % g.stride, k, g.stride))
+                             for c, k in ((row_class, g.kh), (column_class, g.kw)))
+            inputs = g.n * len(range(row_class, g.h, g.stride)) * len(range(column_class, g.w, g.stride))
+            reached += inputs * (taps > 0)
+            if g.covers_image:
+                inputs, taps = g.n, g.kh * g.kw
+            if taps and inputs:
+                array += spaced(ci_top * co_left * taps, inputs, 2 * rows - 1)
+        read, written = e_lines + w_lines, planes["ci"] * reached
     fold = 0
     if g.folded and step != "error":
         row = 2 + max((g.pad + g.image_w) * g.channels, g.ci + (g.w - 1) * g.stride * g.channels)
-        tiles = array // max(pixels, 2 * columns - 1 if step == "forward" else rows)
         fold = g.n * g.h * row + (tiles - 1) * g.ho * g.wo
     shift = {"forward": columns, "error": rows, "gradient": 0}[step]
     return settings.latency + FILL + shift + rows + columns + max(
@@ -168,9 +173,9 @@ def edge_bound(config: CoreConfig, shape: Shape, step: str, settings: MemorySett
         ceil_div(written * config.line_bytes, write_rate(config, settings)))
 
 
-FILL = 44
-"""Cycles of the fixed pipeline of a pass beyond memory latency and array: 24 from the load command to its data (one
-burst collected, read port, buffer), 20 from the last result through accumulator, store and write port."""
+FILL = 36
+"""Cycles of the fixed pipeline of a pass beyond memory latency and array: 19 from the load command to its data (one
+burst collected, read port, buffer), 17 from the last result through accumulator, store and write port."""
 
 
 def read_rate(config: CoreConfig, settings: MemorySettings) -> int:
@@ -366,4 +371,6 @@ def main(options, config: CoreConfig, log) -> int:
         {"core": config.name, "configuration": dataclasses.asdict(config), "memory": dataclasses.asdict(settings),
          "seconds": time.monotonic() - started, "lists": lines}, indent=1) + "\n")
     print("\n".join(failed) or "all goals reached")
-    return 1 if failed else 0
+    # The goals are set for this core and memory; elsewhere the figures are only shown.
+    reference = config.name == "base" and min(settings.read_rate, settings.write_rate) >= 64 and settings.latency <= 100
+    return 1 if failed and reference else 0
