@@ -116,11 +116,6 @@ class Burst:
     def end(self) -> float:
         return self.arrival(self.lines - 1)
 
-    @property
-    def free(self) -> float:
-        """When the channel may go on."""
-        return self.end - self.whole + self.cost
-
 
 class Channel:
     """Read or write channel: bursts by turns, data in order."""
@@ -162,11 +157,12 @@ class Channel:
         return time
 
     def _begin(self, burst: Burst, earliest: float):
-        """Memory's rate is a credit of at most two beats."""
-        credit = self.cost - self.whole
-        burst.start = max(self.free, earliest)
-        burst.credit = min(credit, max(0.0, earliest - self.free)) if burst.lines > 1 else 0.0
-        self.free = burst.free
+        """Memory's rate is a credit of at most two beats: after a rest one line may come early."""
+        spare = self.cost - self.whole
+        base = max(self.free, earliest)
+        burst.start = max(self.free - spare, earliest)
+        burst.credit = burst.start - base + spare
+        self.free = base + burst.lines * self.cost
 
     def _pump(self):
         while True:
@@ -537,7 +533,6 @@ class Estimate:
             if feed["mode"] == Mode.GRADIENT:
                 yield clock.now + 1
                 continue
-            yield clock.now + 1
             n = (config.columns if feed["mode"] == Mode.FORWARD else config.rows) // 4
             starts = walk([feed[f"tiles{k}"] for k in range(4)], [weights[f"stride{k}"] for k in range(4)],
                           weights["address"] - weights["address"] % config.line_bytes) // config.line_bytes
