@@ -735,23 +735,29 @@ class Estimate:
                 lines = addresses // config.line_bytes
                 done, burst = 0, None
                 for end in bursts(lines, self.page).tolist():
-                    size = end - done
-                    left, time = size, clock.now
-                    while left:
-                        if segment is None or used == segment[1]:
+                    while done < end:
+                        while segment is None or used == segment[1]:
                             while not self.produced:
                                 yield self.result_gate
                             segment, used = self.produced.popleft(), 0
-                        part = min(left, segment[1] - used)
-                        time = max(time + part, segment[0] + (used + part) * segment[2])
-                        used += part
-                        left -= part
-                    yield max(clock.now, time) + self._patience(end, lines, done, WRITE_PATIENCE)
-                    burst = yield from self._write("store", size, buffered)
-                    self.accepted_count += size
-                    self.accepted.append((self.accepted_count, clock.now))
-                    self.accepted_gate.open()
-                    done = end
+                        # Results that come slowly leave in short bursts.
+                        size = end - done if segment[2] <= 2 else min(4, end - done)
+                        left, time = size, clock.now
+                        while left:
+                            if used == segment[1]:
+                                while not self.produced:
+                                    yield self.result_gate
+                                segment, used = self.produced.popleft(), 0
+                            part = min(left, segment[1] - used)
+                            time = max(time + part, segment[0] + (used + part) * segment[2])
+                            used += part
+                            left -= part
+                        yield max(clock.now, time) + self._patience(done + size, lines, done, WRITE_PATIENCE)
+                        burst = yield from self._write("store", size, buffered)
+                        self.accepted_count += size
+                        self.accepted.append((self.accepted_count, clock.now))
+                        self.accepted_gate.open()
+                        done += size
                 while burst.start is None:
                     yield self.writes.issued
                 self.last_write = max(self.last_write, burst.end)
