@@ -261,6 +261,7 @@ class Estimate:
         self.writes = Channel(clock, WRITERS, cost(settings.write_rate), beats, settings, write=True)
         self.page = 4096 // config.line_bytes
         array = SystolicArray(config, result_control(config))
+        array._MustUse__silence = True              # only asked for its latencies, never elaborated
         self.settle = array.settle
         self.array_latency = {mode: array.latency(mode) for mode in Mode}
         self.cycles: dict = defaultdict(float)

@@ -45,10 +45,10 @@ def random_shapes(rng, count):
 
 
 def assert_close(rows, estimates):
-    """Within 2 %; folding from lines of 16 bytes, which waits for single lines, within 4 %."""
+    """Within 2 % (at least 40 cycles: some passes take 300); folding from lines of 16 bytes within 4 %."""
     for row, cycles in zip(rows, estimates, strict=True):
         slack = 0.04 if "first layer" in row["shape"] else 0.02
-        assert abs(cycles - row["cycles"]) <= slack * row["cycles"], (row, cycles)
+        assert abs(cycles - row["cycles"]) <= max(40, slack * row["cycles"]), (row, cycles)
 
 
 @pytest.mark.slow
@@ -103,7 +103,10 @@ def test_the_estimate_agrees_on_training_steps(tmp_path, core, model, data, batc
         for row in result["rows"]:
             if row["pass"] not in BOOKKEEPING:
                 cycles = timeline.cycles[row["layer"], row["pass"]]
-                assert cycles == pytest.approx(row["cycles"], rel=0.025), (rate, row)
+                # Vector passes hand their acknowledgement's wait (a memory latency) to the next pass if it is known.
+                vector = row["engine"] == "vector"
+                allowed = max(0.025 * row["cycles"], 128) if vector else max(0.02 * row["cycles"], 40)
+                assert abs(cycles - row["cycles"]) <= allowed, (rate, row, cycles)
         if model == "bench-cnn":
             assert result["share"] >= {64: 0.90, 16: 0.85}[rate]
 
