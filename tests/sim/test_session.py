@@ -90,8 +90,8 @@ def test_random_stalls_change_the_time_but_not_the_data(copier_build, tmp_path):
         assert (copied == expected).all()
         return result.cycles
 
-    assert run(1) == run(1)
-    assert len({run(seed) for seed in (1, 2, 3)}) > 1
+    first = run(1)
+    assert run(1) == first != run(2)
 
 
 @pytest.mark.parametrize("first", [SOURCE + 64, TARGET + 64])
