@@ -213,7 +213,7 @@ class SystolicArray(wiring.Component):
             return values[0]
 
         for j in range(columns):
-            terms = [sums[i][j] & shows[i][j].replicate(SUM_BITS) for i in range(rows)]
+            terms = [Mux(shows[i][j], sums[i][j], 0) for i in range(rows)]
             for stage in range(self.tree_stages):
                 registers = []
                 for k in range(0, len(terms), TREE_RADIX):
