@@ -32,7 +32,7 @@ async def copy(
         if session.stopping:
             break
         if doorbell:
-            session.memory.write("batch", source, bytes([doorbell]) * 16)
+            session.memory.write("batch", source, bytes([doorbell % 256]) * 16)
         await session.ring(DOORBELL)
         cycles.append(await session.run_until_interrupt(limit))
         status = await session.read_register(STATUS)
