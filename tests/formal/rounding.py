@@ -155,10 +155,10 @@ _RULE_FAULTS = {
     Rounding.TRUNCATE: ("[threshold.eq(~0), low.eq(1)]", "[threshold.eq(0), low.eq(1)]"),
     Rounding.NEAREST: (_BELOW, _BELOW.replace(") - 1,", "),")),
     Rounding.HALF_UP: ("Mux(negative1, exact, below)", "below"),
-    Rounding.HALF_EVEN: ("low = Mux(is_even2, parity, low)", "low = Mux(is_even2, 0, low)"),
+    Rounding.HALF_EVEN: ("Cat(parity.replicate(word - 1), ~parity)", "Cat(Const(0, word - 1), Const(1, 1))"),
     Rounding.PSEUDO_STOCHASTIC: ("lower = (padded & low_half) << odd", "lower = padded & low_half"),
     Rounding.STOCHASTIC_MAGNITUDE: ("alternative.eq(padded & low_shift)", "alternative.eq(padded)"),
-    Rounding.STOCHASTIC: ("low.eq(~negative1)]", "low.eq(0)]"),
+    Rounding.STOCHASTIC: ("draw1 ^ (~negative1).replicate(32)", "draw1 ^ negative1.replicate(32)"),
     Rounding.STOCHASTIC_16: ("draw1[:16] << (word - 16)", "draw1[:15] << (word - 16)"),
 }
 
