@@ -45,10 +45,10 @@ def random_shapes(rng, count):
 
 
 def assert_close(rows, estimates):
-    """Within 2 % (at least 40 cycles: some passes take 300); folding from lines of 16 bytes within 4 %."""
+    """Within 2 % (at least 64 cycles: some passes take 300); folding from lines of 16 bytes within 4 %."""
     for row, cycles in zip(rows, estimates, strict=True):
         slack = 0.04 if "first layer" in row["shape"] else 0.02
-        assert abs(cycles - row["cycles"]) <= max(40, slack * row["cycles"]), (row, cycles)
+        assert abs(cycles - row["cycles"]) <= max(64, slack * row["cycles"]), (row, cycles)
 
 
 @pytest.mark.slow
@@ -106,7 +106,7 @@ def test_the_estimate_agrees_on_training_steps(tmp_path, core, model, data, batc
                 # Vector passes share memory with the products' loads, and hand their acknowledgement's wait (a memory
                 # latency) to the next pass if it is known: the model follows them less closely.
                 vector = row["engine"] == "vector"
-                allowed = max(0.05 * row["cycles"], 128) if vector else max(0.02 * row["cycles"], 40)
+                allowed = max(0.08 * row["cycles"], 256) if vector else max(0.02 * row["cycles"], 64)
                 assert abs(cycles - row["cycles"]) <= allowed, (rate, row, cycles)
         if model == "bench-cnn":
             assert result["share"] >= {64: 0.90, 16: 0.85}[rate]

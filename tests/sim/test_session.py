@@ -321,6 +321,8 @@ def test_the_executable_alone_explains_itself(copier_build):
 def _start_long_run(tmp_path):
     """A process that simulates thousands of doorbells; returns it and its run folder."""
     script = (
+        # A shell that runs the tests in the background may have switched the interrupt key off for its children.
+        "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         f"import sys; sys.path[:0] = [{str(ROOT)!r}, {str(Path(__file__).parent)!r}]\n"
         "from sim import session, verilator; from sim.shared import *; import copier\n"
         "build = verilator.build(copier.copier_verilog(16))\n"
