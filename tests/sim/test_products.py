@@ -45,10 +45,10 @@ def random_shapes(rng, count):
 
 
 def assert_close(rows, estimates):
-    """Within 2 % (at least 64 cycles: some passes take 300); folding from lines of 16 bytes within 4 %."""
+    """Within 2 % (at least 96 cycles: some passes take 300); folding from lines of 16 bytes within 4 %."""
     for row, cycles in zip(rows, estimates, strict=True):
         slack = 0.04 if "first layer" in row["shape"] else 0.02
-        assert abs(cycles - row["cycles"]) <= max(64, slack * row["cycles"]), (row, cycles)
+        assert abs(cycles - row["cycles"]) <= max(96, slack * row["cycles"]), (row, cycles)
 
 
 @pytest.mark.slow
