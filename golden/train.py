@@ -260,15 +260,18 @@ def _train_epoch(network, dataset, steps, history, digests, lines, stop, progres
         loss, accuracy = (float(np.mean([entry[key] for entry in of_epoch])) for key in ("loss", "accuracy"))
         rate = count * network.batch / seconds
         done = network.step_index >= steps or first + count == network.steps_per_epoch
-        if done and not stop.requested:
-            test = evaluate(network, dataset.test_images, dataset.test_labels)
-            line |= {"epoch": epoch, "test_loss": test.loss, "test_accuracy": test.accuracy}
-            line |= {"samples_per_second": rate, "bits": bit_widths(record)}
-            progress.line(
-                f"epoch {epoch}: loss {loss:.4f}, accuracy {accuracy:.4f}, test accuracy {test.accuracy:.4f}, "
-                f"{rate:.0f} samples/s"
-            )
-        lines.write(json.dumps(line) + "\n")
+        try:
+            if done and not stop.requested:
+                test = evaluate(network, dataset.test_images, dataset.test_labels)
+                line |= {"epoch": epoch, "test_loss": test.loss, "test_accuracy": test.accuracy}
+                line |= {"samples_per_second": rate, "bits": bit_widths(record)}
+                progress.line(
+                    f"epoch {epoch}: loss {loss:.4f}, accuracy {accuracy:.4f}, test accuracy {test.accuracy:.4f}, "
+                    f"{rate:.0f} samples/s"
+                )
+        finally:
+            # The step is done even where its evaluation was not.
+            lines.write(json.dumps(line) + "\n")
         progress.update(
             f"epoch {epoch} step {network.step_index}/{steps} loss {loss:.4f} accuracy {accuracy:.4f} "
             f"{rate:.0f} samples/s"

@@ -48,7 +48,7 @@ class OnDevice(Execution):
     """What the methods share on a device. A network starts on the host; `place` moves it."""
 
     family: str
-    before_step: dict | None = None  # the state when the latest step began
+    before_step: tuple[int, dict] | None = None  # index and state when the latest step began
     graph: type | None = None  # how steps are captured: CudaGraph, or None where they are not
     captured: CapturedStep | None = None
     captured_kind: tuple | None = None  # what a captured step took from the host
@@ -65,7 +65,7 @@ class OnDevice(Execution):
         return self
 
     def step(self, images, labels, intermediates: bool = False) -> Record:
-        self.before_step = dict(self.state)
+        self.before_step = self.step_index, dict(self.state)
         self.keeps_intermediates = intermediates
         return super().step(images, labels, intermediates)
 

@@ -107,6 +107,8 @@ def requested() -> bool:
 
 def drive(network, workers: Workers) -> None:
     """On worker 0: make the network's `step` and `forward` those of all workers."""
+    # torchrun terminates the others when a worker dies; training stops at SIGTERM, saving its state must not.
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
     step, forward = network.step, network.forward
 
     def shared_step(images, labels, **options):

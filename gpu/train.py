@@ -8,7 +8,7 @@ import torch
 
 import golden.train
 from golden.errors import InputError
-from golden.train import CHECKPOINT, DIGESTS
+from golden.train import CHECKPOINT, DIGESTS, HISTORY
 from gpu.execution import OnDevice
 from gpu.parallel import WorkerLost
 
@@ -28,16 +28,22 @@ def train(network: OnDevice, dataset, steps: int, out: Path, *, augment: bool = 
         if not out_of_memory(error):
             raise
         reason = f"out of memory on {network.ops.device} with batch {network.batch}"
+    step = network.step_index
     if not _save(network, Path(out), augment):
         raise InputError(f"{reason}: nothing was trained; use a smaller --batch or fewer workers")
-    raise InputError(f"{reason} in step {network.step_index}: continue with --resume {out}")
+    raise InputError(f"{reason} in step {step}: continue with --resume {out}")
 
 
 def _save(network: OnDevice, out: Path, augment: bool) -> bool:
-    """Checkpoint the state before the step that failed; whether there is one to resume."""
-    written = len((out / DIGESTS).read_text().splitlines()) if (out / DIGESTS).is_file() else 0
-    if network.step_index == 0 or written < network.step_index:
-        return (out / CHECKPOINT).is_file()
-    network.state = dict(network.before_step)
+    """Checkpoint the last state whose steps are all on file; whether there is one to resume."""
+    files = [out / DIGESTS, out / HISTORY]
+    written = min(len(path.read_text().splitlines()) if path.is_file() else 0 for path in files)
+    begun, before = network.before_step or (0, None)
+    between_steps = network.step_index > begun and written >= network.step_index
+    if not between_steps:
+        # A captured step has overwritten the state it began with.
+        if begun == 0 or written < begun or network.captured is not None:
+            return (out / CHECKPOINT).is_file()
+        network.state, network.step_index = dict(before), begun
     golden.train.save_checkpoint(network, out, augment)
     return True

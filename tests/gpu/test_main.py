@@ -85,6 +85,41 @@ def test_out_of_memory_in_a_step_loses_nothing(error, tmp_path, capsys, monkeypa
     assert (tmp_path / "a" / "digests.jsonl").read_text() == (tmp_path / "b" / "digests.jsonl").read_text()
 
 
+@pytest.mark.parametrize("when", ["before a step", "after a step", "in an evaluation"])
+def test_a_worker_lost_between_steps_loses_nothing(when, tmp_path, capsys, monkeypatch):
+    from gpu.execution import OnDevice
+    from gpu.parallel import WorkerLost
+
+    step, forward, steps = OnDevice.step, OnDevice.forward, []
+
+    def failing_step(self, *arguments):
+        steps.append(1)
+        if len(steps) == 46 and when == "before a step":
+            raise WorkerLost("lost")
+        return step(self, *arguments)
+
+    def failing_collect(self, record, collect=OnDevice._collect):
+        if len(steps) == 46 and when == "after a step":
+            raise WorkerLost("lost")
+        return collect(self, record)
+
+    def failing_forward(self, images):
+        if when == "in an evaluation":
+            raise WorkerLost("lost")
+        return forward(self, images)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(OnDevice, "step", failing_step)
+        patch.setattr(OnDevice, "_collect", failing_collect)
+        patch.setattr(OnDevice, "forward", failing_forward, raising=False)
+        assert main(["train", "--device", "cpu", "--steps", "50", "--out", str(tmp_path / "a")]) == 1
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert line.startswith("error: ") and "worker" in line and "--resume" in line
+    assert main(["train", "--resume", str(tmp_path / "a"), "--steps", "50"]) == 0
+    assert main(["train", "--device", "cpu", "--steps", "50", "--out", str(tmp_path / "b")]) == 0
+    assert (tmp_path / "a" / "digests.jsonl").read_text() == (tmp_path / "b" / "digests.jsonl").read_text()
+
+
 def test_other_errors_are_not_hidden(tmp_path, monkeypatch):
     from gpu.niti import Rules
 

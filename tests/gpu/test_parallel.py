@@ -84,8 +84,9 @@ def test_a_killed_worker_leaves_one_error_and_a_resumable_run(gpu, tmp_path):
     os.kill(ranks[b"RANK=1"], signal.SIGKILL)
     _, errors = process.communicate(timeout=300)
     assert process.returncode != 0
-    lines = [line for line in errors.splitlines() if line.startswith("error:")]
-    assert len(lines) == 1 and "worker" in lines[0] and f"continue with --resume {out}" in lines[0], errors
+    lines = [line for line in errors.splitlines() if f"continue with --resume {out}" in line]
+    # Worker 0 finds the other gone, or torchrun's SIGTERM comes first.
+    assert len(lines) == 1 and ("error: a worker" in lines[0] or "stopped after step" in lines[0]), errors
     steps = len((out / "digests.jsonl").read_text().splitlines()) + 3
     code, _, errors = gpu("train", "--resume", out, "--steps", steps)
     assert code == 0, errors
