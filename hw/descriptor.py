@@ -146,7 +146,7 @@ VECTOR = Section(
     "vector",
     Field("function", 4, "see hw.vector.Function"),
     Field("rounding", 4, "golden.rounding.Rounding code"),
-    Field("shift_register", 6, "scalar register with the right shift; values below 0 count as 0"),
+    Field("shift_register", 6, "scalar register with the right shift; values below 0 count as 0 unless `left`"),
     Field("relu", 1, "1 sets negative results to zero"),
     Field("mask", 1, "1 sets results to zero where source 1 is not above zero"),
     Field("pool", 1, "1 keeps the first maximum of every 4 consecutive vectors and writes its number to target 1"),
@@ -155,8 +155,10 @@ VECTOR = Section(
     Field("source0_width", 2, "bytes of an element of source 0: 0 = one, 1 = two, 2 = four"),
     Field("source1_width", 2, "the same for source 1"),
     Field("target_width", 2, "the same for target 0"),
+    Field("left", 1, "1: a negative shift is an exact left shift"),
     *_loop("count", 5, 16, "count of loop {} (0 is the outermost)"),
     Field("enable", 4, "bit 0: read source 1; bit 1: read source 2; bit 2: write target 1; bit 3: write target 0"),
+    Field("random_stream", 16, "stream of the random words (contract section 4), for roundings that draw"),
     Field("source0", 32, "byte address of source 0"),
     Field("source1", 32, "byte address of source 1"),
     *_loop("source0_stride", 5, 32, "source 0: bytes per step of loop {}", sign=True),
@@ -167,6 +169,8 @@ VECTOR = Section(
     *_loop("target0_stride", 5, 32, "target 0: bytes per step of loop {}", sign=True),
     Field("target1", 32, "byte address of target 1"),
     *_loop("target1_stride", 5, 32, "target 1: bytes per step of loop {}", sign=True),
+    Field("random_start", 32, "random words: row-major index of the first element, times 0x9E3779B9 modulo 2**32"),
+    *_loop("random_stride", 5, 32, "random words: index step of loop {}, multiplied likewise"),
 )
 
 SCALAR_OPERATIONS = 40

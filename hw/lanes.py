@@ -10,12 +10,16 @@ from golden.rounding import Rounding
 
 from .config import CoreConfig
 from .loop_nest import LoopNest
-from .round_shift import ROUNDING_BITS, RoundShift
+from .random_words import RandomWords
+from .round_shift import ROUNDING_BITS, SHIFT_SHAPE, RoundShift
 
-__all__ = ["ROUNDINGS", "TARGET_BITS", "Lanes", "lane_settings"]
+__all__ = ["DRAWING", "ROUNDINGS", "TARGET_BITS", "Lanes", "lane_settings"]
 
-ROUNDINGS = (Rounding.TRUNCATE, Rounding.NEAREST, Rounding.PSEUDO_STOCHASTIC)
-"""Rules the lanes implement: those niti uses, and truncation, which costs nothing."""
+ROUNDINGS = tuple(rule for rule in Rounding if rule is not Rounding.STOCHASTIC_MAGNITUDE)
+"""Rules the lanes implement: all that a method uses on tensors. STOCHASTIC_MAGNITUDE is for niti's loss with a draw."""
+
+DRAWING = tuple(rule for rule in ROUNDINGS if rule.needs_draw)
+"""Those that take a random word per element."""
 
 TARGET_BITS = (8, 16, 32)
 """Bits of a result, by the code in the descriptor's width fields."""
@@ -24,11 +28,12 @@ TARGET_BITS = (8, 16, 32)
 def lane_settings() -> data.StructLayout:
     """What the stages do; stable while vectors of a descriptor are under way.
 
-    shift : right shift. rounding : ``Rounding.code``. width : of the results, index into ``TARGET_BITS``.
-    subtract : take the rounded result from source 1. relu, mask, unpool : as in the descriptor.
+    shift : right shift; below 0 an exact left shift. rounding : ``Rounding.code``. width : of the results, index into
+    ``TARGET_BITS``. draw : the rule is one of ``DRAWING``. subtract : take the rounded result from source 1. relu, mask,
+    unpool : as in the descriptor.
     """
-    return data.StructLayout({"shift": 6, "rounding": ROUNDING_BITS, "width": 2, "subtract": 1, "relu": 1,
-                              "mask": 1, "unpool": 1})
+    return data.StructLayout({"shift": SHIFT_SHAPE, "rounding": ROUNDING_BITS, "width": 2, "draw": 1, "subtract": 1,
+                              "relu": 1, "mask": 1, "unpool": 1})
 
 
 class Lanes(wiring.Component):
@@ -45,17 +50,23 @@ class Lanes(wiring.Component):
     The position is ``2 * (index of loop 2) + (index of loop 4)`` of the five loops: with loops (.., row pair, row
     in pair, column pair, column in pair) the pixels of a plane are walked in memory order.
 
+    Rules that draw take ``golden.random.word(seed, step, stream, index + lane)`` for each element of source 0 (its top
+    16 bits for STOCHASTIC_16). Index times INDEX_MULTIPLIER is ``random_start`` plus the loops' ``random_stride``s, so
+    any order of the elements gets the words of their logical places.
+
     Attributes
     ----------
-    start : In(1)  restart the loops; no vector may be under way.
+    start : In(1)  restart the loops, and with ``draw`` compute the key; no vector may be under way.
     count : In(16).array(5)  loop counts, stable.
     settings : In(lane_settings()).
+    seed, step, stream : In(32), of the random words. random_start, random_stride : In(32), see above. All stable.
     x, other, choice : In streams of V x signed(32): sources 0, 1 and 2. ``other`` is taken with ``mask`` and
         ``subtract``, ``choice`` with ``unpool``, else they are left alone.
     output : Out stream of V x signed(32).
     starved : Out(1)  a stage could work on but lacks a vector of a source.
 
-    Throughput: one vector per cycle. Latency: RoundShift.latency + 1 cycles.
+    Throughput: one vector per cycle. Latency: RoundShift.latency + 1 cycles. With ``draw`` the first vector is taken
+    RandomWords.key_latency + RandomWords.latency + 1 cycles after ``start`` at the earliest.
     """
 
     def __init__(self, config: CoreConfig):
@@ -63,6 +74,7 @@ class Lanes(wiring.Component):
         vectors = stream.Signature(data.ArrayLayout(signed(32), config.vector))
         super().__init__({
             "start": In(1), "count": In(16).array(5), "settings": In(lane_settings()),
+            "seed": In(32), "step": In(32), "stream": In(32), "random_start": In(32), "random_stride": In(32).array(5),
             "x": In(vectors), "other": In(vectors), "choice": In(vectors), "output": Out(vectors),
             "starved": Out(1),
         })
@@ -75,15 +87,39 @@ class Lanes(wiring.Component):
         for k in range(5):
             m.d.comb += nest.count[k].eq(self.count[k])
 
+        # Random words run ahead of the vectors by the depth of their pipeline.
+        m.submodules.random = random = RandomWords(self.config.vector)
+        m.submodules.random_nest = random_nest = LoopNest(5, {"product": 32})
+        drawing, drawn = Signal(), Signal()        # words remain to be asked for; this vector's words are there
+        m.d.comb += [
+            random.seed.eq(self.seed), random.step.eq(self.step), random.stream.eq(self.stream),
+            random.load.eq(self.start & settings.draw),
+            random.product.eq(random_nest.value_product), random.i_valid.eq(drawing & random.ready),
+            random.enable.eq(~random.o_valid | (self.x.valid & self.x.ready)),
+            random_nest.load.eq(self.start), random_nest.start_product.eq(self.random_start),
+            random_nest.step.eq(random.i_valid & random.enable),
+            drawn.eq(~settings.draw | random.o_valid),
+        ]
+        for k in range(5):
+            m.d.comb += [random_nest.count[k].eq(self.count[k]),
+                         random_nest.stride_product[k].eq(self.random_stride[k])]
+        with m.If(self.start):
+            m.d.sync += drawing.eq(settings.draw)
+        with m.Elif(random_nest.step & random_nest.last):
+            m.d.sync += drawing.eq(0)
+        sixteen = settings.rounding == Rounding.STOCHASTIC_16.code
+        for i in range(self.config.vector):
+            m.d.comb += rounder.draw[i].eq(Mux(sixteen, random.words[i][16:], random.words[i]))
+
         need_other, complete, free, step = Signal(), Signal(), Signal(), Signal()
         m.d.comb += [
-            rounder.i_valid.eq(self.x.valid),
+            rounder.i_valid.eq(self.x.valid & drawn),
             rounder.x.eq(self.x.payload),
             rounder.shift.eq(settings.shift),
             rounder.rounding.eq(settings.rounding),
             rounder.target.eq(settings.width),
             rounder.enable.eq(~rounder.o_valid | step),
-            self.x.ready.eq(rounder.enable),
+            self.x.ready.eq(rounder.enable & drawn),
 
             need_other.eq(settings.mask | settings.subtract),
             complete.eq((self.other.valid | ~need_other) & (self.choice.valid | ~settings.unpool)),

@@ -11,10 +11,11 @@ from amaranth.lib.wiring import In, Out, connect, flipped
 from .config import CoreConfig
 from .descriptor import SCALAR, VECTOR
 from .interfaces import ReadClient, WriteClient
-from .lanes import ROUNDINGS, TARGET_BITS, Lanes
+from .lanes import DRAWING, ROUNDINGS, TARGET_BITS, Lanes
 from .loss import NitiLoss
 from .pool import MaxPool
 from .range_detector import range_result
+from .round_shift import SHIFT_SHAPE
 from .scalar import ScalarUnit
 from .vector_reader import LEVELS, VectorReader
 from .vector_writer import VectorWriter
@@ -23,6 +24,9 @@ __all__ = ["Function", "VectorEngine"]
 
 MAX_SHIFT = 62
 """Where golden.rounding ends; any int32 sum of magnitude 1 rounds to 0 there, as niti demands."""
+
+MIN_SHIFT = -64
+"""Left shifts of RoundShift; from 31 on everything saturates."""
 
 
 class Function(enum.IntEnum):
@@ -37,8 +41,9 @@ class VectorEngine(wiring.Component):
     """Runs VECTOR and SCALAR descriptors, one at a time, in the order in which they are presented.
 
     ``stages(x)`` is saturate(round(x / 2**shift), width of target 0), with shift = S[shift_register] limited to
-    0..62 and ReLU, mask and unpool as :class:`hw.lanes.Lanes` describes them. Every source has its own strides
-    over the five loops. The functions:
+    0..62 (with ``left`` to -64..62; golden's STOCHASTIC ends at 32) and ReLU, mask and unpool as
+    :class:`hw.lanes.Lanes` describes them. Every source has its own strides over the five loops, and so has the index
+    of the random words. The functions:
 
     ELEMENTWISE
         target 0 = stages(source 0). Source 1 (with ``mask``) and source 2 (with ``unpool``; int8 numbers 0..3)
@@ -68,12 +73,14 @@ class VectorEngine(wiring.Component):
     done : Out(1)  pulse: everything the oldest command wrote is acknowledged.
     source0, source1, source2, target0, target1 : memory clients. SCALAR uses source0 and target0.
     range, step : In  maxima from the product engine and number of the step, see :class:`hw.scalar.ScalarUnit`.
+    seed : In(32)  of the random words, whose step is ``step``. Both are stable while a command runs.
     busy, stalled_in, stalled_out, idle : Out(1)  exactly one is high: something moves; waiting for a source;
         waiting to write or for acknowledgement; no command.
     exponent_saturated, zero_range, illegal : Out(1)  pulses while a command runs.
 
     Throughput: one vector of source 0 per cycle (loss: see :class:`hw.loss.NitiLoss`). Overhead of a VECTOR
-    command: about 12 cycles plus one read and one write latency of memory.
+    command: about 12 cycles plus one read and one write latency of memory. The key of the random words takes 31 cycles,
+    hidden by the read latency where that is longer.
     """
 
     def __init__(self, config: CoreConfig):
@@ -85,7 +92,7 @@ class VectorEngine(wiring.Component):
             "source0": Out(ReadClient(config)), "source1": Out(ReadClient(config)),
             "source2": Out(ReadClient(config)),
             "target0": Out(WriteClient(config)), "target1": Out(WriteClient(config)),
-            "range": In(range_result), "step": In(32),
+            "range": In(range_result), "step": In(32), "seed": In(32),
             "busy": Out(1), "stalled_in": Out(1), "stalled_out": Out(1), "idle": Out(1),
             "exponent_saturated": Out(1), "zero_range": Out(1), "illegal": Out(1),
         })
@@ -143,7 +150,7 @@ class VectorEngine(wiring.Component):
             count = command[f"count{k}"]
             outside = Mux(command.pool & (k >= 3), 1, count)
             m.d.comb += [
-                lanes.count[k].eq(count),
+                lanes.count[k].eq(count), lanes.random_stride[k].eq(command[f"random_stride{k}"]),
                 readers[0].count[k].eq(count), readers[0].stride[k].eq(command[f"source0_stride{k}"]),
                 readers[1].count[k].eq(Mux(is_loss & (k == 4), 1, count)),
                 readers[1].stride[k].eq(command[f"source1_stride{k}"]),
@@ -160,10 +167,15 @@ class VectorEngine(wiring.Component):
         ]
 
         # Settings from the command and its scalar register.
-        register, shift, exponent = Signal(signed(32)), Signal(6), Signal(signed(16))
+        register, shift, exponent = Signal(signed(32)), Signal(SHIFT_SHAPE), Signal(signed(16))
         m.d.comb += [scalar.select.eq(command.shift_register), register.eq(scalar.value)]
+        least = Signal(SHIFT_SHAPE)
         settings = lanes.settings
         m.d.comb += [
+            least.eq(Mux(command.left, MIN_SHIFT, 0)),
+            settings.draw.eq((elementwise | update) & command.rounding.matches(*(rule.code for rule in DRAWING))),
+            lanes.seed.eq(self.seed), lanes.step.eq(self.step), lanes.stream.eq(command.random_stream),
+            lanes.random_start.eq(command.random_start),
             settings.shift.eq(shift), settings.rounding.eq(command.rounding),
             settings.width.eq(command.target_width), settings.subtract.eq(update),
             settings.relu.eq(command.relu), settings.mask.eq(command.mask), settings.unpool.eq(command.unpool),
@@ -237,7 +249,7 @@ class VectorEngine(wiring.Component):
                 with m.If(self.vector.valid):
                     m.d.comb += self.busy.eq(1)
                     m.d.sync += [
-                        shift.eq(Mux(register < 0, 0, Mux(register > MAX_SHIFT, MAX_SHIFT, register))),
+                        shift.eq(Mux(register < least, least, Mux(register > MAX_SHIFT, MAX_SHIFT, register))),
                         exponent.eq(register),
                     ]
                     m.next = "START"

@@ -13,6 +13,7 @@ import numpy as np
 
 from golden.networks import Conv2d, Flatten, Linear, MaxPool, Network, Relu
 from golden.niti import LOSS_SHIFT, MODES, Niti
+from golden.random import INDEX_MULTIPLIER, Purpose, stream
 from golden.rounding import Rounding
 from hw import scalar
 from hw.config import CoreConfig
@@ -236,17 +237,27 @@ class _Compiler:
         sections = {"function": function, **{f"count{k}": count for k, count in enumerate(loops)}, **fields}
         enable = (source1 is not None) | (source2 is not None) << 1 | (target1 is not None) << 2 | (
             target0 is not None) << 3
-        for name, stream in (("source0", source0), ("source1", source1), ("source2", source2), ("target0", target0),
+        for name, place in (("source0", source0), ("source1", source1), ("source2", source2), ("target0", target0),
                              ("target1", target1)):
-            if stream is None:
+            if place is None:
                 continue
-            address, strides, width = stream
+            address, strides, width = place
             sections[name] = address
             sections |= {f"{name}_stride{k}": stride for k, stride in enumerate(strides)}
             if name in ("source0", "source1", "target0"):
                 sections["target_width" if name == "target0" else f"{name}_width"] = {1: 0, 2: 1, 4: 2}[width]
         self.program.add(Opcode.VECTOR, {"vector": sections | {"enable": enable}}, layer=stage_name, step=step,
                          reads=reads, writes=writes, header=header)
+
+    @staticmethod
+    def _random(layer: int, purpose: Purpose, strides, start: int = 0) -> dict[str, int]:
+        """Fields that give each element the contract's word of its row-major index: ``start`` in the first vector,
+        ``strides`` by loop. Padding lanes get words too, but their zeros stay zero.
+        """
+        places = [start, *strides, *[0] * (5 - len(strides))]
+        start, *strides = (place * INDEX_MULTIPLIER % 2**32 for place in places)
+        return {"random_stream": stream(layer, purpose), "random_start": start,
+                **{f"random_stride{k}": stride for k, stride in enumerate(strides)}}
 
     def _products(self, blocks, stage: Stage, step: str, reads, writes):
         """Product blocks; ``reads`` and ``writes`` map the block's band to tensor keys."""

@@ -9,6 +9,7 @@ from golden import niti, ops
 from golden.range import ceil_log2
 from golden.rounding import Rounding
 from hw.config import PRESETS
+from hw.lanes import ROUNDINGS
 from hw.scalar import Operation, assemble
 from hw.vector import Function, VectorEngine
 from tests.hw.memory_model import Memory
@@ -87,7 +88,8 @@ def random_command(rng, lanes, kind):
     width1 = rng.randrange(3)
     fields = {
         "function": {"update": Function.UPDATE, "fill": Function.FILL}.get(kind, Function.ELEMENTWISE),
-        "rounding": rng.choice([Rounding.TRUNCATE, Rounding.NEAREST, Rounding.PSEUDO_STOCHASTIC]).code,
+        "rounding": rng.choice(ROUNDINGS).code, "left": rng.randrange(2), "random_stream": rng.randrange(1 << 16),
+        "random_start": rng.randrange(1 << 32), **{f"random_stride{k}": rng.randrange(1 << 32) for k in range(5)},
         "shift_register": SHIFT, "source0_width": width, "source1_width": width1, "target_width": target_width,
         "enable": ENABLE_TARGET0,
     }
@@ -139,10 +141,15 @@ def test_random_commands_equal_the_reference(core, pattern):
             values = numbers.integers(-scale, scale, 0x8000 // np.dtype(size).itemsize)
             b.memory.store(0x8000, values.clip(np.iinfo(size).min, np.iinfo(size).max).astype(size))
             b.memory.store(0x18000, numbers.integers(0, 4, 0x8000).astype(np.int8))
-            shift = rng.choice([-5, 0, 1, 2, 4, 7, 9, 24, 31, 32, 63, 90])
+            shift = rng.choice([-90, -33, -5, -1, 0, 1, 2, 4, 7, 9, 24, 31, 32, 45, 63, 90])
+            highest = {Rounding.STOCHASTIC: 32, Rounding.STOCHASTIC_16: 46}.get(Rounding(fields["rounding"]), 99)
+            shift = min(shift, highest)
             await b.set_register(ctx, SHIFT, shift)
+            seed, step = rng.randrange(1 << 32), rng.randrange(1 << 32)
+            ctx.set(b.dut.seed, seed)
+            ctx.set(b.dut.step, step)
             expected = b.memory.bytes.copy()
-            execute(fields, expected, b.lanes, shift)
+            execute(fields, expected, b.lanes, shift, seed, step)
             await b.command(ctx, b.dut.vector, fields)
             different = np.flatnonzero(b.memory.bytes != expected)
             assert not len(different), (fields, different[:8])
@@ -315,8 +322,8 @@ def plain(count, lanes, **changes):
 
 
 ILLEGAL = [
-    {"function": 9}, {"rounding": Rounding.HALF_UP.code}, {"rounding": 12}, {"source0_width": 3}, {"target_width": 3},
-    {"mask": 1}, {"enable": 0}, {"enable": ENABLE_TARGET0 | ENABLE_SOURCE1}, {"unpool": 1},
+    {"function": 9}, {"rounding": Rounding.STOCHASTIC_MAGNITUDE.code}, {"rounding": 12},
+    {"source0_width": 3}, {"target_width": 3}, {"mask": 1}, {"enable": 0}, {"enable": ENABLE_TARGET0 | ENABLE_SOURCE1}, {"unpool": 1},
     {"unpool": 1, "enable": ENABLE_TARGET0 | ENABLE_SOURCE2}, {"pool": 1}, {"pool": 1, "count3": 2, "count4": 3},
     {"enable": ENABLE_TARGET0 | ENABLE_TARGET1}, {"function": Function.UPDATE},
     {"function": Function.UPDATE, "relu": 1, "enable": ENABLE_TARGET0 | ENABLE_SOURCE1},
@@ -380,7 +387,7 @@ def test_dump_is_the_last_write():
     b.run(bench)
 
 
-@pytest.mark.parametrize("kind", ["plain", "pool", "unpool", "update", "fill"])
+@pytest.mark.parametrize("kind", ["plain", "pool", "unpool", "update", "fill", "random"])
 def test_one_vector_per_cycle(kind):
     """With a memory that never stalls, a pass takes one cycle per source vector plus a fixed overhead."""
     latency = 20
@@ -391,6 +398,9 @@ def test_one_vector_per_cycle(kind):
         fields |= {"function": Function.UPDATE, "enable": ENABLE_TARGET0 | ENABLE_SOURCE1, "source1": 0x50000}
     if kind == "fill":
         fields |= {"function": Function.FILL}
+    if kind == "random":
+        latency = b.latency = 35             # the key's 31 cycles hide behind it
+        fields |= {"rounding": Rounding.STOCHASTIC.code}
     if kind == "pool":
         fields |= {"pool": 1, "count2": 64, "count3": 2, "count4": 2, "enable": ENABLE_TARGET0 | ENABLE_TARGET1,
                    "source0_stride2": 16 * lanes, "source0_stride3": 8 * lanes, "target0_stride2": lanes,

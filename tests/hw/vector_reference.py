@@ -6,6 +6,7 @@ import itertools
 
 import numpy as np
 
+from golden import random
 from golden.niti import loss_gradient
 from golden.rounding import Rounding, saturate
 from hw.vector import Function
@@ -35,7 +36,7 @@ class _Walk:
         self.memory[self.place(index)] = vector.astype(self.type).view(np.uint8)
 
 
-def execute(fields: dict, memory: np.ndarray, lanes: int, register: int) -> None:
+def execute(fields: dict, memory: np.ndarray, lanes: int, register: int, seed: int = 0, step: int = 0) -> None:
     """Applies one descriptor to ``memory`` (bytes). ``register`` is S[shift_register]; fields left out are 0."""
     get = lambda name: fields.get(name, 0)    # noqa: E731
     source0 = _Walk(memory, lanes, fields, "source0", get("source0_width"))
@@ -44,11 +45,24 @@ def execute(fields: dict, memory: np.ndarray, lanes: int, register: int) -> None
     target0 = _Walk(memory, lanes, fields, "target0", get("target_width"))
     target1 = _Walk(memory, lanes, fields, "target1", 0)
     counts = [max(1, get(f"count{k}")) for k in range(5)]
-    bits, shift = BITS[get("target_width")], min(max(register, 0), 62)
+    bits, shift = BITS[get("target_width")], min(max(register, -64 if get("left") else 0), 62)
     rounding = Rounding(get("rounding"))
 
+    def draw(index):
+        """The contract's words of a vector; the descriptor's numbers are indices times INDEX_MULTIPLIER."""
+        product = get("random_start") + sum(i * get(f"random_stride{k}") for k, i in enumerate(index))
+        first = product * pow(random.INDEX_MULTIPLIER, -1, 1 << 32)
+        words = random.word(seed, step, get("random_stream"), np.array([(first + j) % 2**32 for j in range(lanes)]))
+        return words.astype(np.int64) >> (16 if rounding is Rounding.STOCHASTIC_16 else 0)
+
+    def rounded(index):
+        x = source0.read(index)
+        if shift < 0:                    # multiplied in Python's integers: they do not wrap
+            return saturate(np.clip([int(v) << -shift for v in x], -2**40, 2**40), bits)
+        return saturate(rounding.compute(x, shift, draw(index) if rounding.needs_draw else None), bits)
+
     def stages(index):
-        y = saturate(rounding.compute(source0.read(index), shift), bits)
+        y = rounded(index)
         if get("relu"):
             y = np.maximum(y, 0)
         if get("mask"):
