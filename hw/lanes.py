@@ -29,8 +29,8 @@ def lane_settings() -> data.StructLayout:
     """What the stages do; stable while vectors of a descriptor are under way.
 
     shift : right shift; below 0 an exact left shift. rounding : ``Rounding.code``. width : of the results, index into
-    ``TARGET_BITS``. draw : the rule is one of ``DRAWING``. subtract : take the rounded result from source 1. relu, mask,
-    unpool : as in the descriptor.
+    ``TARGET_BITS``. draw : the rule is one of ``DRAWING``. subtract : take the rounded result from source 1.
+    relu, mask, unpool : as in the descriptor.
     """
     return data.StructLayout({"shift": SHIFT_SHAPE, "rounding": ROUNDING_BITS, "width": 2, "draw": 1, "subtract": 1,
                               "relu": 1, "mask": 1, "unpool": 1})
