@@ -140,6 +140,7 @@ STORE = Section(
     Field("run", 16, "result vectors in consecutive lines in the innermost loop"),
     Field("range_register", 6, "scalar register that takes the largest magnitude"),
     Field("range_clear", 1, "1 starts the maximum anew; 0 continues it"),
+    Field("range_positive", 1, "1: only results above zero count, as when ReLU follows"),
 )
 
 VECTOR = Section(
@@ -156,9 +157,13 @@ VECTOR = Section(
     Field("source1_width", 2, "the same for source 1"),
     Field("target_width", 2, "the same for target 0"),
     Field("left", 1, "1: a negative shift is an exact left shift"),
+    Field("microprogram", 9, "WIDE: address of the first instruction, see hw.wide"),
+    Field("source2_width", 2, "bytes of an element of source 2"),
     *_loop("count", 5, 16, "count of loop {} (0 is the outermost)"),
     Field("enable", 4, "bit 0: read source 1; bit 1: read source 2; bit 2: write target 1; bit 3: write target 0"),
     Field("random_stream", 16, "stream of the random words (contract section 4), for roundings that draw"),
+    Field("range_register", 6, "WIDE: scalar register that takes the bit length of range 0; the next take the others"),
+    Field("ranges", 3, "WIDE: number of ranges to deliver, 0 to 4"),
     Field("source0", 32, "byte address of source 0"),
     Field("source1", 32, "byte address of source 1"),
     *_loop("source0_stride", 5, 32, "source 0: bytes per step of loop {}", sign=True),
@@ -182,6 +187,8 @@ SCALAR = Section(
     Field("count", 8, "operations"),
     Field("enable_load", 1, "1 reads the line that holds the word at `load` first"),
     Field("enable_dump", 1, "1 writes all scalar registers to `dump` last: this is the step-done write"),
+    Field("microprogram", 1, "1: the operations are no operations but words for the wide lanes (hw.wide)"),
+    Field("microprogram_address", 9, "where the first of these words goes"),
     *_loop("operation", SCALAR_OPERATIONS, 32, "operation {}, see hw.scalar.Operation"),
 )
 

@@ -62,6 +62,7 @@ class Lanes(wiring.Component):
     seed, step, stream : In(32), of the random words. random_start, random_stride : In(32), see above. All stable.
     x, other, choice : In streams of V x signed(32): sources 0, 1 and 2. ``other`` is taken with ``mask`` and
         ``subtract``, ``choice`` with ``unpool``, else they are left alone.
+    words : Out stream of V x 32 bits: the random words of the vectors that ``x`` does not take, for another user.
     output : Out stream of V x signed(32).
     starved : Out(1)  a stage could work on but lacks a vector of a source.
 
@@ -76,6 +77,7 @@ class Lanes(wiring.Component):
             "start": In(1), "count": In(16).array(5), "settings": In(lane_settings()),
             "seed": In(32), "step": In(32), "stream": In(32), "random_start": In(32), "random_stride": In(32).array(5),
             "x": In(vectors), "other": In(vectors), "choice": In(vectors), "output": Out(vectors),
+            "words": Out(stream.Signature(data.ArrayLayout(32, config.vector))),
             "starved": Out(1),
         })
 
@@ -95,7 +97,8 @@ class Lanes(wiring.Component):
             random.seed.eq(self.seed), random.step.eq(self.step), random.stream.eq(self.stream),
             random.load.eq(self.start & settings.draw),
             random.product.eq(random_nest.value_product), random.i_valid.eq(drawing & random.ready),
-            random.enable.eq(~random.o_valid | (self.x.valid & self.x.ready)),
+            random.enable.eq(~random.o_valid | (self.x.valid & self.x.ready) | self.words.ready),
+            self.words.valid.eq(random.o_valid), self.words.payload.eq(random.words),
             random_nest.load.eq(self.start), random_nest.start_product.eq(self.random_start),
             random_nest.step.eq(random.i_valid & random.enable),
             drawn.eq(~settings.draw | random.o_valid),
