@@ -192,8 +192,8 @@ class ScalarUnit(wiring.Component):
     range : In(range_result)  S[register] = value if clear else max(S[register], value), unsigned; accepted
         at any time.
     step : In(32)  what register 63 reads.
-    store_enable, store_address, store_word : Out  a command with ``microprogram`` gives the wide lanes its words here, one
-        per cycle, instead of running operations.
+    store_enable, store_address, store_word : Out  a command with ``microprogram`` gives the wide lanes its words
+        here, one per cycle, instead of running operations.
     select, value : value of register ``select`` in the same cycle, while no command is running.
     read, write : memory clients, one line at a time.
     exponent, zero_range, illegal : Out(1)  pulses: EXPONENT saturated; NEAREST_LOG2 of 0; unknown operation (it

@@ -40,7 +40,8 @@ class Softmax(wiring.Component):
     logits : In(stream of V x signed(32)): ceil(classes / V) vectors per sample, class 0 in lane 0 of the first; lanes
         beyond ``classes`` are ignored.
     label : In(stream of unsigned(16)), one per sample, taken at its end. A label that is no class marks none.
-    error : Out(stream like ``logits``): probability * 2**15, minus 2**15 at the label; lanes beyond ``classes`` are zero.
+    error : Out(stream like ``logits``): probability * 2**15, minus 2**15 at the label; lanes beyond
+        ``classes`` are zero.
 
     How it works, one class at a time: store the logits and find the largest; distances to it times log2(e), shifted to
     octaves with 8 fraction bits, give powers of two from a table of 256 entries, whose sum is taken; the same again,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import enum
 
-from amaranth.hdl import Module, Mux, Signal, Value, signed
+from amaranth.hdl import Array, Cat, Module, Mux, Signal, Value, signed
 from amaranth.lib import stream, wiring
 from amaranth.lib.wiring import In, Out, connect, flipped
 
@@ -17,8 +17,10 @@ from .pool import MaxPool
 from .range_detector import range_result
 from .round_shift import SHIFT_SHAPE
 from .scalar import ScalarUnit
+from .softmax import Softmax
 from .vector_reader import LEVELS, VectorReader
 from .vector_writer import VectorWriter
+from .wide import RANGES, WideLanes
 
 __all__ = ["Function", "VectorEngine"]
 
@@ -35,6 +37,8 @@ class Function(enum.IntEnum):
     UPDATE = 1
     NITI_LOSS = 2
     FILL = 3
+    WIDE = 7
+    SOFTMAX = 8
 
 
 class VectorEngine(wiring.Component):
@@ -60,6 +64,13 @@ class VectorEngine(wiring.Component):
         has at most V iterations: usually loops (1, 1, samples / V, V, vectors) with strides (0, 0, V, 0, 0).
     FILL
         target 0 = 0.
+    WIDE
+        The microprogram at ``microprogram`` (:mod:`hw.wide`) runs once per iteration, with the vectors of source 0 and,
+        as far as enabled, of sources 1 and 2 and the random words (if ``rounding`` draws). If target 0 is enabled, a
+        run must write as many vectors as there are iterations. At the end S[range_register + k] = bit length of range k
+        for k < ``ranges``.
+    SOFTMAX
+        As NITI_LOSS, but int32 logits and errors: :class:`hw.softmax.Softmax`.
 
     A descriptor is reported as ``illegal`` and does nothing if it breaks these rules, if its ``enable`` does not
     name exactly the sources in use and target 0, if its rounding is not one of :data:`hw.lanes.ROUNDINGS`, or if
@@ -105,7 +116,9 @@ class VectorEngine(wiring.Component):
         m.submodules.scalar = scalar = ScalarUnit(self.config)
         m.submodules.lanes = lanes = Lanes(self.config)
         m.submodules.pool = pool = MaxPool(lanes_count)
-        m.submodules.loss = loss = NitiLoss(self.config)
+        m.submodules.loss = niti_loss = NitiLoss(self.config)
+        m.submodules.softmax = softmax = Softmax(self.config)
+        m.submodules.wide = wide = WideLanes(self.config)
         readers = [VectorReader(self.config) for _ in range(3)]
         writers = [VectorWriter(self.config) for _ in range(2)]
         for k, reader in enumerate(readers):
@@ -117,8 +130,11 @@ class VectorEngine(wiring.Component):
         for function, flag in is_function.items():
             m.d.comb += flag.eq(command.function == function)
         elementwise, update = is_function[Function.ELEMENTWISE], is_function[Function.UPDATE]
-        is_loss, fill = is_function[Function.NITI_LOSS], is_function[Function.FILL]
-        legal = self._rules(m, command, is_function, loss.max_classes)
+        fill, is_wide = is_function[Function.FILL], is_function[Function.WIDE]
+        losses = ((is_function[Function.NITI_LOSS], niti_loss), (is_function[Function.SOFTMAX], softmax))
+        is_loss = Signal()
+        m.d.comb += is_loss.eq(is_function[Function.NITI_LOSS] | is_function[Function.SOFTMAX])
+        legal = self._rules(m, command, is_function, min(loss.max_classes for _, loss in losses))
 
         # Memory clients: readers and writers, or the scalar unit.
         running_scalar = Signal()
@@ -161,43 +177,55 @@ class VectorEngine(wiring.Component):
         m.d.comb += [
             readers[0].address.eq(command.source0), readers[0].width.eq(command.source0_width),
             readers[1].address.eq(command.source1), readers[1].width.eq(command.source1_width),
-            readers[2].address.eq(command.source2),
+            readers[2].address.eq(command.source2), readers[2].width.eq(command.source2_width),
             writers[0].address.eq(command.target0), writers[0].width.eq(command.target_width),
             writers[1].address.eq(command.target1),
         ]
 
         # Settings from the command and its scalar register.
         register, shift, exponent = Signal(signed(32)), Signal(SHIFT_SHAPE), Signal(signed(16))
-        m.d.comb += [scalar.select.eq(command.shift_register), register.eq(scalar.value)]
+        m.d.comb += [scalar.select.eq(Mux(wide.done, command.shift_register, wide.scalar_select)),
+                     wide.scalar_value.eq(scalar.value), register.eq(scalar.value)]
         least = Signal(SHIFT_SHAPE)
         settings = lanes.settings
         m.d.comb += [
             least.eq(Mux(command.left, MIN_SHIFT, 0)),
-            settings.draw.eq((elementwise | update) & command.rounding.matches(*(rule.code for rule in DRAWING))),
+            settings.draw.eq((elementwise | update | is_wide)
+                             & command.rounding.matches(*(rule.code for rule in DRAWING))),
             lanes.seed.eq(self.seed), lanes.step.eq(self.step), lanes.stream.eq(command.random_stream),
             lanes.random_start.eq(command.random_start),
             settings.shift.eq(shift), settings.rounding.eq(command.rounding),
             settings.width.eq(command.target_width), settings.subtract.eq(update),
             settings.relu.eq(command.relu), settings.mask.eq(command.mask), settings.unpool.eq(command.unpool),
-            loss.exponent.eq(exponent), loss.classes.eq(command.classes),
+            wide.entry.eq(command.microprogram), wide.use.eq(Cat(1, command.enable[:2], settings.draw)),
+            wide.store_enable.eq(scalar.store_enable), wide.store_address.eq(scalar.store_address),
+            wide.store_word.eq(scalar.store_word),
         ]
+        for _, loss in losses:
+            m.d.comb += [loss.exponent.eq(exponent), loss.classes.eq(command.classes)]
 
-        # Sources to the lanes or to the loss.
+        # Sources to the lanes, the wide lanes or a loss.
         x, other, choice = (reader.vector for reader in readers)
-        label_lane = Signal(range(lanes_count))
-        m.d.comb += [
-            lanes.x.payload.eq(x.payload), lanes.other.payload.eq(other.payload),
-            lanes.choice.payload.eq(choice.payload),
-            lanes.x.valid.eq(x.valid & ~is_loss), lanes.other.valid.eq(other.valid & ~is_loss),
-            lanes.choice.valid.eq(choice.valid), choice.ready.eq(lanes.choice.ready),
-            loss.logits.valid.eq(x.valid & is_loss), loss.label.valid.eq(other.valid & is_loss),
-            x.ready.eq(Mux(is_loss, loss.logits.ready, lanes.x.ready)),
-            other.ready.eq(Mux(is_loss, loss.label.ready, lanes.other.ready)),
-            loss.label.payload.eq(Value.cast(other.payload).word_select(label_lane, 32)[:8]),
-        ]
+        label_lane, label_taken = Signal(range(lanes_count)), Signal()
+        common = ~is_loss & ~is_wide
+        routes = ((x, lanes.x, common), (other, lanes.other, common), (choice, lanes.choice, common),
+                  (x, wide.x, is_wide), (other, wide.y, is_wide), (choice, wide.z, is_wide),
+                  (lanes.words, wide.draw, is_wide),
+                  *((x, loss.logits, active) for active, loss in losses),
+                  *((other, loss.label, active) for active, loss in losses))
+        for source, sink, active in routes:
+            m.d.comb += sink.valid.eq(source.valid & active)
+            with m.If(active):
+                m.d.comb += source.ready.eq(sink.ready)
+        for source, sinks in ((x, (lanes.x, wide.x, softmax.logits)), (other, (lanes.other, wide.y)),
+                              (choice, (lanes.choice, wide.z)), (lanes.words, (wide.draw,))):
+            m.d.comb += [sink.payload.eq(source.payload) for sink in sinks]
         for i in range(lanes_count):
-            m.d.comb += loss.logits.payload[i].eq(x.payload[i])
-        with m.If(loss.label.valid & loss.label.ready):
+            m.d.comb += niti_loss.logits.payload[i].eq(x.payload[i])
+        for _, loss in losses:
+            m.d.comb += loss.label.payload.eq(Value.cast(other.payload).word_select(label_lane, 32)[:8])
+        m.d.comb += label_taken.eq(is_loss & other.valid & other.ready)
+        with m.If(label_taken):
             last_sample = (label_lane + 1 == command.count3) | (command.count3 == 0)
             m.d.sync += label_lane.eq(Mux(last_sample, 0, label_lane + 1))
 
@@ -209,10 +237,14 @@ class VectorEngine(wiring.Component):
             m.d.comb += chosen.payload[i].eq(pool.output.payload.choice[i])
         with m.If(fill):
             m.d.comb += value.valid.eq(1)
-        with m.Elif(is_loss):
-            m.d.comb += [value.valid.eq(loss.error.valid), loss.error.ready.eq(value.ready)]
-            for i in range(lanes_count):
-                m.d.comb += value.payload[i].eq(loss.error.payload[i])
+        for active, loss in losses:
+            with m.Elif(active):
+                m.d.comb += [value.valid.eq(loss.error.valid), loss.error.ready.eq(value.ready)]
+                for i in range(lanes_count):
+                    m.d.comb += value.payload[i].eq(loss.error.payload[i])
+        with m.Elif(is_wide):
+            m.d.comb += [value.valid.eq(wide.output.valid), value.payload.eq(wide.output.payload),
+                         wide.output.ready.eq(value.ready)]
         with m.Elif(command.pool):
             m.d.comb += [
                 pool.input.valid.eq(lanes.output.valid), lanes.output.ready.eq(pool.input.ready),
@@ -228,21 +260,24 @@ class VectorEngine(wiring.Component):
             m.d.comb += [value.valid.eq(lanes.output.valid), value.payload.eq(lanes.output.payload),
                          lanes.output.ready.eq(value.ready)]
 
+        delivery, delivered = Signal(range_result), Signal(range(RANGES + 1))
         m.d.comb += [
+            delivery.register.eq(command.range_register + delivered), delivery.clear.eq(1),
+            delivery.value.eq(Array(wide.ranges)[delivered[:2]]),
             scalar.command.payload.eq(self.scalar.payload), self.scalar.ready.eq(scalar.command.ready),
-            scalar.range.eq(self.range), scalar.step.eq(self.step),
+            scalar.range.eq(Mux(self.range.valid, self.range, delivery)), scalar.step.eq(self.step),
             self.exponent_saturated.eq(scalar.exponent), self.zero_range.eq(scalar.zero_range),
         ]
         moving, blocked, starved, start = Signal(), Signal(), Signal(), Signal()
         m.d.comb += [
             moving.eq((x.valid & x.ready) | (value.valid & value.ready)),
             blocked.eq(self._waits(writers[0].client.line) | self._waits(writers[1].client.line)),
-            starved.eq(Mux(is_loss, (loss.logits.ready & ~x.valid) | (loss.label.ready & ~other.valid),
-                           (elementwise | update) & lanes.starved)),
-            lanes.start.eq(start),
+            starved.eq(Mux(is_loss, (x.ready & ~x.valid) | (other.ready & ~other.valid),
+                           ((elementwise | update) & lanes.starved) | (is_wide & wide.starved))),
+            lanes.start.eq(start), wide.start.eq(start & is_wide),
             readers[0].start.eq(start & ~fill), readers[1].start.eq(start & command.enable[0]),
             readers[2].start.eq(start & command.enable[1]),
-            writers[0].start.eq(start), writers[1].start.eq(start & command.enable[2]),
+            writers[0].start.eq(start & command.enable[3]), writers[1].start.eq(start & command.enable[2]),
         ]
         with m.FSM():
             with m.State("IDLE"):
@@ -276,9 +311,20 @@ class VectorEngine(wiring.Component):
                     self.stalled_out.eq(~moving & blocked), self.stalled_in.eq(~moving & ~blocked & starved),
                     self.busy.eq(moving | ~(blocked | starved)),
                 ]
-                with m.If(writers[0].done & writers[1].done):
+                m.d.comb += self.illegal.eq(wide.illegal)
+                with m.If(writers[0].done & writers[1].done & wide.done):
+                    m.d.sync += delivered.eq(0)
+                    m.next = "RANGES"
+                    with m.If(~is_wide):
+                        m.d.comb += self.vector.ready.eq(1)
+                        m.next = "ACKNOWLEDGE"
+            with m.State("RANGES"):
+                m.d.comb += [self.busy.eq(1), delivery.valid.eq(delivered != command.ranges)]
+                with m.If(~delivery.valid):
                     m.d.comb += self.vector.ready.eq(1)
                     m.next = "ACKNOWLEDGE"
+                with m.Elif(~self.range.valid):
+                    m.d.sync += delivered.eq(delivered + 1)
             with m.State("ACKNOWLEDGE"):
                 m.d.comb += self.stalled_out.eq(1)
                 with m.If(self.target0.idle & self.target1.idle):
@@ -294,28 +340,32 @@ class VectorEngine(wiring.Component):
         """The rules of the class's docstring; registered, because the comparisons are long."""
         lanes_count = self.config.vector
         elementwise, update = is_function[Function.ELEMENTWISE], is_function[Function.UPDATE]
-        is_loss, fill = is_function[Function.NITI_LOSS], is_function[Function.FILL]
+        is_niti, is_softmax = is_function[Function.NITI_LOSS], is_function[Function.SOFTMAX]
+        is_loss, fill, is_wide = is_niti | is_softmax, is_function[Function.FILL], is_function[Function.WIDE]
 
         def holds(condition, consequence):
             return ~condition | consequence
 
         vectors = command.count4 << (lanes_count.bit_length() - 1)
         rules = {
-            "function": elementwise | update | is_loss | fill,
+            "function": elementwise | update | is_loss | fill | is_wide,
             "rounding": holds(elementwise | update, command.rounding.matches(*(r.code for r in ROUNDINGS))),
             "stages": holds(~elementwise, ~(command.mask | command.pool | command.unpool))
                       & holds(~elementwise, ~command.relu),
+            "ranges": holds(is_wide, command.ranges <= RANGES),
             "widths": (command.source0_width < len(TARGET_BITS)) & (command.source1_width < len(TARGET_BITS))
+                      & (command.source2_width < len(TARGET_BITS))
                       & (command.target_width < len(TARGET_BITS)),
-            "source1": command.enable[0] == (command.mask | update | is_loss),
-            "source2": command.enable[1] == command.unpool,
+            "source1": is_wide | (command.enable[0] == (command.mask | update | is_loss)),
+            "source2": is_wide | (command.enable[1] == command.unpool),
+            "choices": holds(command.unpool, command.source2_width == 0),
             "target1": holds(command.enable[2], command.pool),
-            "target0": command.enable[3],
+            "target0": is_wide | command.enable[3],
             "pool": holds(command.pool, ~command.mask & ~command.unpool
                           & (command.count3 == 2) & (command.count4 == 2)),
             "unpool": holds(command.unpool, (command.count2 == 2) & (command.count4 == 2)),
-            "loss": holds(is_loss, (command.source0_width == 0) & (command.source1_width == 0)
-                          & (command.target_width == 0)
+            "loss": holds(is_loss, (command.source0_width == Mux(is_softmax, 2, 0)) & (command.source1_width == 0)
+                          & (command.target_width == Mux(is_softmax, 2, 0))
                           & (command.classes >= 2) & (command.classes <= max_classes)
                           & (command.count3 <= lanes_count) & (vectors >= command.classes)
                           & (vectors < command.classes + lanes_count)),

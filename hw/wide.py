@@ -197,7 +197,7 @@ class WideLanes(wiring.Component):
         in the last run, valid while ``done``.
     starved : Out(1)  waits for a source. illegal : Out(1)  pulse: unknown operation; the run ends.
 
-    Cycles of an iteration: one per source in use (at least one), 3 per instruction (WRITE, RANGE and END included, END 1). Longer:
+    Cycles of an iteration: one per source in use (at least one), one for END, 3 per instruction. Longer:
     BIT_LENGTH 3 plus the longest length, SQRT 3 + 18 V, DIVIDE 3 + 66 V (one unit serves the lanes in turn).
     After the last iteration up to 64 cycles for each of the 4 ranges.
     """

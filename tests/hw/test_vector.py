@@ -322,7 +322,7 @@ def plain(count, lanes, **changes):
 
 
 ILLEGAL = [
-    {"function": 9}, {"rounding": Rounding.STOCHASTIC_MAGNITUDE.code}, {"rounding": 12},
+    {"function": 15}, {"rounding": Rounding.STOCHASTIC_MAGNITUDE.code}, {"rounding": 12},
     {"source0_width": 3}, {"target_width": 3}, {"mask": 1},
     {"enable": 0}, {"enable": ENABLE_TARGET0 | ENABLE_SOURCE1}, {"unpool": 1},
     {"unpool": 1, "enable": ENABLE_TARGET0 | ENABLE_SOURCE2}, {"pool": 1}, {"pool": 1, "count3": 2, "count4": 3},
