@@ -166,7 +166,8 @@ class VectorEngine(wiring.Component):
             count = command[f"count{k}"]
             outside = Mux(command.pool & (k >= 3), 1, count)
             m.d.comb += [
-                lanes.count[k].eq(count), lanes.random_stride[k].eq(command[f"random_stride{k}"]),
+                wide.count[k].eq(count), lanes.count[k].eq(count),
+                lanes.random_stride[k].eq(command[f"random_stride{k}"]),
                 readers[0].count[k].eq(count), readers[0].stride[k].eq(command[f"source0_stride{k}"]),
                 readers[1].count[k].eq(Mux(is_loss & (k == 4), 1, count)),
                 readers[1].stride[k].eq(command[f"source1_stride{k}"]),

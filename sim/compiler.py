@@ -11,6 +11,7 @@ from collections.abc import Iterable
 
 import numpy as np
 
+from golden.dfp import Dfp
 from golden.networks import Conv2d, Flatten, Linear, MaxPool, Network, Relu
 from golden.niti import LOSS_SHIFT, MODES, Niti
 from golden.random import INDEX_MULTIPLIER, Purpose, stream
@@ -244,7 +245,7 @@ class _Compiler:
             address, strides, width = place
             sections[name] = address
             sections |= {f"{name}_stride{k}": stride for k, stride in enumerate(strides)}
-            if name in ("source0", "source1", "target0"):
+            if name != "target1":
                 sections["target_width" if name == "target0" else f"{name}_width"] = {1: 0, 2: 1, 4: 2}[width]
         self.program.add(Opcode.VECTOR, {"vector": sections | {"enable": enable}}, layer=stage_name, step=step,
                          reads=reads, writes=writes, header=header)
@@ -497,16 +498,24 @@ class _Compiler:
         return self._finish()
 
 
+def _compiler(network) -> type[_Compiler]:
+    """The compiler of a network's method."""
+    if isinstance(network, Dfp):
+        from .dfp import DfpCompiler  # builds on this module
+        return DfpCompiler
+    return _Compiler
+
+
 def compile_training(config: CoreConfig, network: Niti, *, batch: int, capacity: int, steps: int,
                      bits: int) -> Compiled:
     """A program of ``steps`` whole training steps at one learning rate (``bits`` of the largest update), with memory
     for ``capacity`` batches. Raises :class:`CompileError` when the network does not fit the core.
     """
-    return _Compiler(config, network, batch, capacity, steps).training(bits)
+    return _compiler(network)(config, network, batch, capacity, steps).training(bits)
 
 
 def compile_inference(config: CoreConfig, network: Niti, *, batch: int, capacity: int, steps: int) -> Compiled:
     """A program of ``steps`` forward passes; logits are read after each step-done write. Tensors lie where the
     training program of the same capacity has them, so it uses the weights trained there.
     """
-    return _Compiler(config, network, batch, capacity, steps, INFERENCE_TAGS).inference()
+    return _compiler(network)(config, network, batch, capacity, steps, INFERENCE_TAGS).inference()
