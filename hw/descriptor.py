@@ -157,13 +157,15 @@ VECTOR = Section(
     Field("source1_width", 2, "the same for source 1"),
     Field("target_width", 2, "the same for target 0"),
     Field("left", 1, "1: a negative shift is an exact left shift"),
-    Field("microprogram", 9, "WIDE: address of the first instruction, see hw.wide"),
-    Field("source2_width", 2, "bytes of an element of source 2"),
+    Field("limit", 7, "results are limited to this magnitude; 0: to the target width only"),
+    Field("state", 1, "1: target 1 gets what the stages did to each element, and `pool` comes before them"),
     *_loop("count", 5, 16, "count of loop {} (0 is the outermost)"),
-    Field("enable", 4, "bit 0: read source 1; bit 1: read source 2; bit 2: write target 1; bit 3: write target 0"),
+    Field("enable", 5, "bit 0: read source 1; bit 1: read source 2; bit 2: write target 1; bit 3: write target 0; "
+          "bit 4: largest magnitude of the results to range_register"),
+    Field("range_register", 6, "scalar register that takes the largest magnitude; WIDE: the bit length of range 0"),
+    Field("range_clear", 1, "1 starts the maximum anew; 0 continues it"),
+    Field("blocked", 2, "zero where source 2 has a state with bit 2 (clipped), bit 3 (not above zero) set"),
     Field("random_stream", 16, "stream of the random words (contract section 4), for roundings that draw"),
-    Field("range_register", 6, "WIDE: scalar register that takes the bit length of range 0; the next take the others"),
-    Field("ranges", 3, "WIDE: number of ranges to deliver, 0 to 4"),
     Field("source0", 32, "byte address of source 0"),
     Field("source1", 32, "byte address of source 1"),
     *_loop("source0_stride", 5, 32, "source 0: bytes per step of loop {}", sign=True),
@@ -176,6 +178,10 @@ VECTOR = Section(
     *_loop("target1_stride", 5, 32, "target 1: bytes per step of loop {}", sign=True),
     Field("random_start", 32, "random words: row-major index of the first element, times 0x9E3779B9 modulo 2**32"),
     *_loop("random_stride", 5, 32, "random words: index step of loop {}, multiplied likewise"),
+    Field("label_log2", 5, "SQUARED_ERROR: log2 of the label's target"),
+    Field("source2_width", 2, "bytes of an element of source 2, as of the others"),
+    Field("microprogram", 9, "WIDE: address of the first instruction, see hw.wide"),
+    Field("ranges", 3, "WIDE: number of ranges, 0 to 4, that go to range_register and the next registers"),
 )
 
 SCALAR_OPERATIONS = 40

@@ -13,7 +13,7 @@ from .loop_nest import LoopNest
 from .random_words import RandomWords
 from .round_shift import ROUNDING_BITS, SHIFT_SHAPE, RoundShift
 
-__all__ = ["DRAWING", "ROUNDINGS", "TARGET_BITS", "Lanes", "lane_settings"]
+__all__ = ["CHANNEL_BITS", "DRAWING", "ROUNDINGS", "TARGET_BITS", "Lanes", "lane_settings", "lane_state"]
 
 ROUNDINGS = tuple(rule for rule in Rounding if rule is not Rounding.STOCHASTIC_MAGNITUDE)
 """Rules the lanes implement: all that a method uses on tensors. STOCHASTIC_MAGNITUDE is for niti's loss with a draw."""
@@ -25,26 +25,44 @@ TARGET_BITS = (8, 16, 32)
 """Bits of a result, by the code in the descriptor's width fields."""
 
 
+CHANNEL_BITS = 10
+"""Of a channel's number, where labels are compared with it."""
+
+
+def lane_state() -> data.StructLayout:
+    """What the stages did to an element, as a byte in memory has it in its low bits; source 2 reads it back.
+
+    position : of the maximum in its pooling window (0 without pooling). clipped : the value, after ReLU if there is
+    one, left the range of the target before it was rounded. inactive : it was not above zero.
+    """
+    return data.StructLayout({"position": 2, "clipped": 1, "inactive": 1})
+
+
 def lane_settings() -> data.StructLayout:
     """What the stages do; stable while vectors of a descriptor are under way.
 
     shift : right shift; below 0 an exact left shift. rounding : ``Rounding.code``. width : of the results, index into
     ``TARGET_BITS``. draw : the rule is one of ``DRAWING``. subtract : take the rounded result from source 1.
-    relu, mask, unpool : as in the descriptor.
+    label : take the target off at the label's channel. relu, mask, unpool, blocked, limit, label_log2 : as in the
+    descriptor.
     """
     return data.StructLayout({"shift": SHIFT_SHAPE, "rounding": ROUNDING_BITS, "width": 2, "draw": 1, "subtract": 1,
-                              "relu": 1, "mask": 1, "unpool": 1})
+                              "label": 1, "relu": 1, "mask": 1, "unpool": 1, "blocked": 2, "limit": 7,
+                              "label_log2": 5})
 
 
 class Lanes(wiring.Component):
-    """Shift, round, saturate; then ReLU, mask and unpool, or subtract from a state and saturate again.
+    """Shift, round, saturate; then ReLU, mask and unpool, or a subtraction; then a limit.
 
     ======== ============================================================================================
     round    y = saturate(round(x / 2**shift))
     relu     y = max(y, 0)
     mask     y = 0 where the element of source 1 is not above 0
-    unpool   y = 0 where the element of source 2 is not the position in the pooling window
-    subtract y = saturate(element of source 1 - y)
+    unpool   y = 0 where the low bits of the element of source 2 are not the position in the pooling window
+    blocked  y = 0 where the element of source 2 has one of these bits of `lane_state` set: clipped, inactive
+    subtract y = element of source 1 - y
+    label    y = y - 2**label_log2 in the channel of the sample's label; loop 4 counts vectors of V channels
+    limit    y is clipped to +-limit, or to the target's width if that is 0
     ======== ============================================================================================
 
     The position is ``2 * (index of loop 2) + (index of loop 4)`` of the five loops: with loops (.., row pair, row
@@ -61,9 +79,12 @@ class Lanes(wiring.Component):
     settings : In(lane_settings()).
     seed, step, stream : In(32), of the random words. random_start, random_stride : In(32), see above. All stable.
     x, other, choice : In streams of V x signed(32): sources 0, 1 and 2. ``other`` is taken with ``mask`` and
-        ``subtract``, ``choice`` with ``unpool``, else they are left alone.
+        ``subtract``, and once per sample with ``label``; ``choice`` with ``unpool`` or ``blocked``; else they are left
+        alone.
+    pooled : In(2).array(V)  with ``x``: its place in the pooling window, for ``state``.
+    label : In(8)  with ``other``: the class of the sample.
     words : Out stream of V x 32 bits: the random words of the vectors that ``x`` does not take, for another user.
-    output : Out stream of V x signed(32).
+    output : Out stream of V x signed(32). state : Out(ArrayLayout(lane_state(), V)), with it.
     starved : Out(1)  a stage could work on but lacks a vector of a source.
 
     Throughput: one vector per cycle. Latency: RoundShift.latency + 1 cycles. With ``draw`` the first vector is taken
@@ -77,20 +98,24 @@ class Lanes(wiring.Component):
             "start": In(1), "count": In(16).array(5), "settings": In(lane_settings()),
             "seed": In(32), "step": In(32), "stream": In(32), "random_start": In(32), "random_stride": In(32).array(5),
             "x": In(vectors), "other": In(vectors), "choice": In(vectors), "output": Out(vectors),
+            "pooled": In(2).array(config.vector), "label": In(8),
             "words": Out(stream.Signature(data.ArrayLayout(32, config.vector))),
-            "starved": Out(1),
+            "state": Out(data.ArrayLayout(lane_state(), config.vector)), "starved": Out(1),
         })
 
     def elaborate(self, platform):
         m = Module()
         settings, output = self.settings, self.output
-        m.submodules.round = rounder = RoundShift(self.config.vector, ROUNDINGS, width=32, target_bits=TARGET_BITS)
-        m.submodules.nest = nest = LoopNest(5, {})
+        lanes_count = self.config.vector
+        lane_bits = lanes_count.bit_length() - 1
+        m.submodules.round = rounder = RoundShift(lanes_count, ROUNDINGS, width=32, target_bits=TARGET_BITS, flags=True)
+        m.submodules.nest = nest = LoopNest(5, {"channel": CHANNEL_BITS})
         for k in range(5):
             m.d.comb += nest.count[k].eq(self.count[k])
+        m.d.comb += nest.stride_channel[4].eq(lanes_count)
 
         # Random words run ahead of the vectors by the depth of their pipeline.
-        m.submodules.random = random = RandomWords(self.config.vector)
+        m.submodules.random = random = RandomWords(lanes_count)
         m.submodules.random_nest = random_nest = LoopNest(5, {"product": 32})
         drawing, drawn = Signal(), Signal()        # words remain to be asked for; this vector's words are there
         m.d.comb += [
@@ -111,10 +136,17 @@ class Lanes(wiring.Component):
         with m.Elif(random_nest.step & random_nest.last):
             m.d.sync += drawing.eq(0)
         sixteen = settings.rounding == Rounding.STOCHASTIC_16.code
-        for i in range(self.config.vector):
+        for i in range(lanes_count):
             m.d.comb += rounder.draw[i].eq(Mux(sixteen, random.words[i][16:], random.words[i]))
 
-        need_other, complete, free, step = Signal(), Signal(), Signal(), Signal()
+        pooled = self.pooled         # beside its element through the pipeline of the rounder
+        for k in range(RoundShift.latency):
+            later = [Signal(2, name=f"pooled{k + 1}_{i}") for i in range(lanes_count)]
+            with m.If(rounder.enable):
+                m.d.sync += [after.eq(before) for after, before in zip(later, pooled, strict=True)]
+            pooled = later
+
+        need_other, need_choice, complete, free, step = Signal(), Signal(), Signal(), Signal(), Signal()
         m.d.comb += [
             rounder.i_valid.eq(self.x.valid & drawn),
             rounder.x.eq(self.x.payload),
@@ -124,37 +156,53 @@ class Lanes(wiring.Component):
             rounder.enable.eq(~rounder.o_valid | step),
             self.x.ready.eq(rounder.enable & drawn),
 
-            need_other.eq(settings.mask | settings.subtract),
-            complete.eq((self.other.valid | ~need_other) & (self.choice.valid | ~settings.unpool)),
+            need_other.eq(settings.mask | settings.subtract | settings.label),
+            need_choice.eq(settings.unpool | settings.blocked.any()),
+            complete.eq((self.other.valid | ~need_other) & (self.choice.valid | ~need_choice)),
             free.eq(~output.valid | output.ready),
             step.eq(rounder.o_valid & complete & free),
-            self.other.ready.eq(step & need_other),
-            self.choice.ready.eq(step & settings.unpool),
+            self.other.ready.eq(step & need_other & (~settings.label | nest.at_last[4])),
+            self.choice.ready.eq(step & need_choice),
             self.starved.eq((rounder.enable & ~self.x.valid) | (rounder.o_valid & free & ~complete)),
             nest.load.eq(self.start),
             nest.step.eq(step),
         ]
         position = Cat(~nest.at_first[4], ~nest.at_first[2])
+        bound, target = Signal(31), Signal(32)
+        with m.Switch(settings.width):
+            for code, bits in enumerate(TARGET_BITS):
+                with m.Case(code):
+                    m.d.sync += bound.eq((1 << bits - 1) - 1)
+        with m.If(settings.limit != 0):
+            m.d.sync += bound.eq(settings.limit)
+        m.d.sync += target.eq(1 << settings.label_log2)
+        here = Signal()              # this vector holds the label's channel
+        m.d.comb += here.eq(settings.label & (nest.value_channel[lane_bits:] == self.label[lane_bits:]))
         with m.If(output.ready):
             m.d.sync += output.valid.eq(0)
         with m.If(step):
             m.d.sync += output.valid.eq(1)
-        for i in range(self.config.vector):
+        for i in range(lanes_count):
             y, other = rounder.o[i], self.other.payload[i]
-            blocked = ((settings.relu & (y < 0)) | (settings.mask & (other <= 0))
-                       | (settings.unpool & (self.choice.payload[i].as_unsigned()[:2] != position)))
-            difference, result = Signal(signed(33), name=f"difference_{i}"), Signal(signed(32), name=f"result_{i}")
-            m.d.comb += [difference.eq(other - y), result.eq(Mux(blocked, 0, y))]
+            source2 = data.View(lane_state(), self.choice.payload[i].as_unsigned()[:lane_state().size])
+            zero = ((settings.relu & (y < 0)) | (settings.mask & (other <= 0))
+                    | (settings.unpool & (source2.position != position))
+                    | (settings.blocked & Cat(source2.clipped, source2.inactive)).any())
+            minuend, subtrahend = Signal(signed(32), name=f"minuend_{i}"), Signal(signed(33), name=f"subtrahend_{i}")
+            value, result = Signal(signed(34), name=f"value_{i}"), Signal(signed(32), name=f"result_{i}")
+            m.d.comb += [minuend.eq(Mux(zero, 0, y)), value.eq(minuend - subtrahend), result.eq(value)]
             with m.If(settings.subtract):
-                m.d.comb += result.eq(difference)
-                with m.Switch(settings.width):
-                    for code, bits in enumerate(TARGET_BITS):
-                        limit = (1 << bits - 1) - 1
-                        with m.Case(code):
-                            with m.If(difference > limit):
-                                m.d.comb += result.eq(limit)
-                            with m.Elif(difference < -limit):
-                                m.d.comb += result.eq(-limit)
+                m.d.comb += [minuend.eq(other), subtrahend.eq(y)]
+            with m.If(here & (self.label[:lane_bits] == i)):
+                m.d.comb += subtrahend.eq(target)
+            with m.If(value > bound):
+                m.d.comb += result.eq(bound)
+            with m.Elif(value < -bound):
+                m.d.comb += result.eq(-bound)
             with m.If(step):
-                m.d.sync += output.payload[i].eq(result)
+                m.d.sync += [
+                    output.payload[i].eq(result), self.state[i].position.eq(pooled[i]),
+                    self.state[i].clipped.eq(rounder.clipped[i] & (rounder.positive[i] | ~settings.relu)),
+                    self.state[i].inactive.eq(~rounder.positive[i]),
+                ]
         return m

@@ -26,6 +26,7 @@ class RoundShift(wiring.Component):
     width : bits of a signed input element, 2 to 64; -2**(width-1) is a legal input.
     target_bits : the widths of a result that can be selected at run time, for example ``(8,)`` or ``(8, 16, 32)``.
         A result is always symmetric: +-(2**(bits-1) - 1).
+    flags : also tell which inputs exceeded the range, and their sign.
 
     Attributes
     ----------
@@ -39,6 +40,8 @@ class RoundShift(wiring.Component):
         STOCHASTIC_16 and STOCHASTIC_MAGNITUDE their draw in the low bits (the caller takes the top 16 bits of a
         word, and bounds the other one to 0..2**shift-1). STOCHASTIC with a shift above 32 is outside the contract.
     o : Out(ArrayLayout(signed(max(target_bits)), lanes)).
+    clipped, positive : Out(lanes), with ``flags``, beside ``o``: abs(x) exceeds limit * 2**shift (equality does not);
+        x is above 0.
 
     All inputs belong to the vector presented with them. Latency: 4 enabled cycles (``RoundShift.latency``).
 
@@ -62,7 +65,8 @@ class RoundShift(wiring.Component):
 
     latency = 4
 
-    def __init__(self, lanes: int, roundings, *, width: int = 32, target_bits: tuple[int, ...] = (8,)):
+    def __init__(self, lanes: int, roundings, *, width: int = 32, target_bits: tuple[int, ...] = (8,),
+                 flags: bool = False):
         if lanes < 1:
             raise ValueError(f"RoundShift needs at least one lane, not {lanes}")
         if not 2 <= width <= 64:
@@ -76,6 +80,7 @@ class RoundShift(wiring.Component):
         self.lanes = lanes
         self.width = width
         self.target_bits = tuple(target_bits)
+        self.flags = flags
         self.needs_draw = any(rule.needs_draw for rule in self.roundings)
         members = {
             "enable": In(1, init=1),
@@ -89,6 +94,8 @@ class RoundShift(wiring.Component):
         }
         if self.needs_draw:
             members["draw"] = In(data.ArrayLayout(unsigned(32), lanes))
+        if flags:
+            members |= {"clipped": Out(lanes), "positive": Out(lanes)}
         super().__init__(members)
 
     def elaborate(self, platform):
@@ -215,6 +222,20 @@ class RoundShift(wiring.Component):
             full3 = stage(f"full3_{i}", full)
             whole3 = stage(f"whole3_{i}", whole[:largest - 1])
             negative3 = stage(f"negative3_{i}", negative2)
+
+            if self.flags:
+                beyond = Signal(name=f"beyond_{i}")
+                some = (rotated & ~whole_mask).any()       # a fraction, or what a left shift pushed out
+                with m.Switch(target2):
+                    for k, bits in enumerate(self.target_bits):
+                        with m.Case(k):
+                            m.d.comb += beyond.eq(whole[bits - 1:].any()
+                                                  | (some & (left2 | whole[:bits - 1].all())))
+                positive = ~negative2 & rotated.any()
+                m.d.comb += [
+                    self.clipped[i].eq(stage(f"clipped_{i}", stage(f"clipped3_{i}", beyond))),
+                    self.positive[i].eq(stage(f"positive_{i}", stage(f"positive3_{i}", positive))),
+                ]
 
             # Stage 4: -(w + up) = ~w + not up, so one adder serves both signs.
             sign = negative3.replicate(largest)

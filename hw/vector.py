@@ -13,8 +13,9 @@ from .descriptor import SCALAR, VECTOR
 from .interfaces import ReadClient, WriteClient
 from .lanes import DRAWING, ROUNDINGS, TARGET_BITS, Lanes
 from .loss import NitiLoss
-from .pool import MaxPool
-from .range_detector import range_result
+from .pool import MaxPool, pooled
+from .product import StreamRegister
+from .range_detector import RangeDetector, range_result
 from .round_shift import SHIFT_SHAPE
 from .scalar import ScalarUnit
 from .softmax import Softmax
@@ -37,8 +38,9 @@ class Function(enum.IntEnum):
     UPDATE = 1
     NITI_LOSS = 2
     FILL = 3
-    WIDE = 7
-    SOFTMAX = 8
+    SQUARED_ERROR = 4
+    WIDE = 5
+    SOFTMAX = 6
 
 
 class VectorEngine(wiring.Component):
@@ -46,17 +48,22 @@ class VectorEngine(wiring.Component):
 
     ``stages(x)`` is saturate(round(x / 2**shift), width of target 0), with shift = S[shift_register] limited to
     0..62 (with ``left`` to -64..62; golden's STOCHASTIC ends at 32) and ReLU, mask and unpool as
-    :class:`hw.lanes.Lanes` describes them. Every source has its own strides over the five loops, and so has the index
-    of the random words. The functions:
+    :class:`hw.lanes.Lanes` describes them, limited to +-``limit`` at last. Every source has its own strides over the
+    five loops, and so has the index of the random words. The functions:
 
     ELEMENTWISE
-        target 0 = stages(source 0). Source 1 (with ``mask``) and source 2 (with ``unpool``; int8 numbers 0..3)
-        are read at the same iterations. With ``unpool`` loops 2 and 4 count the 2 rows and the 2 columns of the
-        windows. With ``pool`` loops 3 and 4 are the rows and columns of a 2 x 2 window: target 0 gets the
-        maximum of each window's four results, target 1 (if enabled) the number 2 * row + column of its first
-        occurrence as int8; targets do not step in loops 3 and 4. ``pool`` excludes ``mask`` and ``unpool``.
+        target 0 = stages(source 0). Source 1 (with ``mask``) and source 2 (with ``unpool`` or ``blocked``; bytes of
+        :func:`hw.lanes.lane_state`) are read at the same iterations. With ``unpool`` loops 2 and 4 count the 2 rows
+        and the 2 columns of the windows. With ``pool`` loops 3 and 4 are the rows and columns of a 2 x 2 window:
+        target 0 gets the maximum of each window's four results, target 1 (if enabled) the number 2 * row + column of
+        its first occurrence as int8; targets do not step in loops 3 and 4. ``pool`` excludes ``mask``, ``unpool`` and
+        ``blocked``. With ``state``, ``pool`` comes before the stages, and target 1 gets a lane_state for each result;
+        it excludes the same, and pooling with random words.
     UPDATE
         target 0 = saturate(source 1 - saturate(round(source 0))).
+    SQUARED_ERROR
+        target 0 = saturate(round(source 0)) - 2**label_log2 in the channel that is the sample's label, which comes
+        from source 1 as in NITI_LOSS, saturated: half the gradient of the squared distance to the one-hot label.
     NITI_LOSS
         Source 0 are int8 logits with exponent S[shift_register], target 0 the int8 errors. Loops 0 to 3 walk
         over samples, loop 4 over the ceil(classes / V) vectors of one. Source 1 holds unsigned bytes: the label
@@ -75,6 +82,8 @@ class VectorEngine(wiring.Component):
     A descriptor is reported as ``illegal`` and does nothing if it breaks these rules, if its ``enable`` does not
     name exactly the sources in use and target 0, if its rounding is not one of :data:`hw.lanes.ROUNDINGS`, or if
     its ``classes`` are fewer than 2 or more than the loss unit takes.
+    With bit 4 of ``enable`` the largest magnitude of what target 0 gets goes to a scalar register; target 0 itself may
+    then be left out (ELEMENTWISE, UPDATE, SQUARED_ERROR).
     Source and target may be the same memory only where each line is read before it is written in loop order.
 
     Attributes
@@ -130,11 +139,17 @@ class VectorEngine(wiring.Component):
         for function, flag in is_function.items():
             m.d.comb += flag.eq(command.function == function)
         elementwise, update = is_function[Function.ELEMENTWISE], is_function[Function.UPDATE]
-        fill, is_wide = is_function[Function.FILL], is_function[Function.WIDE]
+        fill, squared = is_function[Function.FILL], is_function[Function.SQUARED_ERROR]
+        is_wide = is_function[Function.WIDE]
         losses = ((is_function[Function.NITI_LOSS], niti_loss), (is_function[Function.SOFTMAX], softmax))
-        is_loss = Signal()
-        m.d.comb += is_loss.eq(is_function[Function.NITI_LOSS] | is_function[Function.SOFTMAX])
-        legal = self._rules(m, command, is_function, min(loss.max_classes for _, loss in losses))
+        is_loss, in_lanes, draws, pool_first, pool_last = Signal(), Signal(), Signal(), Signal(), Signal()
+        m.d.comb += [
+            is_loss.eq(is_function[Function.NITI_LOSS] | is_function[Function.SOFTMAX]),
+            in_lanes.eq(elementwise | update | squared),
+            draws.eq((in_lanes | is_wide) & command.rounding.matches(*(rule.code for rule in DRAWING))),
+            pool_first.eq(command.pool & command.state), pool_last.eq(command.pool & ~command.state),
+        ]
+        legal = self._rules(m, command, is_function, in_lanes, draws, min(loss.max_classes for _, loss in losses))
 
         # Memory clients: readers and writers, or the scalar unit.
         running_scalar = Signal()
@@ -166,10 +181,10 @@ class VectorEngine(wiring.Component):
             count = command[f"count{k}"]
             outside = Mux(command.pool & (k >= 3), 1, count)
             m.d.comb += [
-                wide.count[k].eq(count), lanes.count[k].eq(count),
+                wide.count[k].eq(count), lanes.count[k].eq(Mux(pool_first & (k >= 3), 1, count)),
                 lanes.random_stride[k].eq(command[f"random_stride{k}"]),
                 readers[0].count[k].eq(count), readers[0].stride[k].eq(command[f"source0_stride{k}"]),
-                readers[1].count[k].eq(Mux(is_loss & (k == 4), 1, count)),
+                readers[1].count[k].eq(Mux((is_loss | squared) & (k == 4), 1, count)),
                 readers[1].stride[k].eq(command[f"source1_stride{k}"]),
                 readers[2].count[k].eq(count), readers[2].stride[k].eq(command[f"source2_stride{k}"]),
                 writers[0].count[k].eq(outside), writers[0].stride[k].eq(command[f"target0_stride{k}"]),
@@ -180,6 +195,7 @@ class VectorEngine(wiring.Component):
             readers[1].address.eq(command.source1), readers[1].width.eq(command.source1_width),
             readers[2].address.eq(command.source2), readers[2].width.eq(command.source2_width),
             writers[0].address.eq(command.target0), writers[0].width.eq(command.target_width),
+            writers[0].discard.eq(~command.enable[3]),
             writers[1].address.eq(command.target1),
         ]
 
@@ -191,14 +207,14 @@ class VectorEngine(wiring.Component):
         settings = lanes.settings
         m.d.comb += [
             least.eq(Mux(command.left, MIN_SHIFT, 0)),
-            settings.draw.eq((elementwise | update | is_wide)
-                             & command.rounding.matches(*(rule.code for rule in DRAWING))),
+            settings.draw.eq(draws), settings.label.eq(squared), settings.label_log2.eq(command.label_log2),
+            settings.blocked.eq(command.blocked), settings.limit.eq(command.limit),
             lanes.seed.eq(self.seed), lanes.step.eq(self.step), lanes.stream.eq(command.random_stream),
             lanes.random_start.eq(command.random_start),
             settings.shift.eq(shift), settings.rounding.eq(command.rounding),
             settings.width.eq(command.target_width), settings.subtract.eq(update),
             settings.relu.eq(command.relu), settings.mask.eq(command.mask), settings.unpool.eq(command.unpool),
-            wide.entry.eq(command.microprogram), wide.use.eq(Cat(1, command.enable[:2], settings.draw)),
+            wide.entry.eq(command.microprogram), wide.use.eq(Cat(1, command.enable[:2], draws)),
             wide.store_enable.eq(scalar.store_enable), wide.store_address.eq(scalar.store_address),
             wide.store_word.eq(scalar.store_word),
         ]
@@ -207,78 +223,116 @@ class VectorEngine(wiring.Component):
 
         # Sources to the lanes, the wide lanes or a loss.
         x, other, choice = (reader.vector for reader in readers)
-        label_lane, label_taken = Signal(range(lanes_count)), Signal()
-        common = ~is_loss & ~is_wide
-        routes = ((x, lanes.x, common), (other, lanes.other, common), (choice, lanes.choice, common),
+        label_lane, label = Signal(range(lanes_count)), Signal(8)
+        # Results of pooling before the lanes; a register, so that the path through the pool is not a loop.
+        m.submodules.window = window = StreamRegister(pooled(lanes_count))
+        routes = ((x, lanes.x, in_lanes & ~pool_first), (other, lanes.other, in_lanes),
+                  (choice, lanes.choice, in_lanes),
                   (x, wide.x, is_wide), (other, wide.y, is_wide), (choice, wide.z, is_wide),
                   (lanes.words, wide.draw, is_wide),
                   *((x, loss.logits, active) for active, loss in losses),
                   *((other, loss.label, active) for active, loss in losses))
         for source, sink, active in routes:
-            m.d.comb += sink.valid.eq(source.valid & active)
             with m.If(active):
-                m.d.comb += source.ready.eq(sink.ready)
-        for source, sinks in ((x, (lanes.x, wide.x, softmax.logits)), (other, (lanes.other, wide.y)),
-                              (choice, (lanes.choice, wide.z)), (lanes.words, (wide.draw,))):
-            m.d.comb += [sink.payload.eq(source.payload) for sink in sinks]
+                m.d.comb += [sink.valid.eq(source.valid), source.ready.eq(sink.ready)]
+        with m.If(pool_first):
+            m.d.comb += [lanes.x.valid.eq(window.o.valid), x.ready.eq(pool.input.ready)]
+        m.d.comb += [
+            lanes.x.payload.eq(Mux(pool_first, window.o.payload.value, x.payload)),
+            window.o.ready.eq(lanes.x.ready), softmax.logits.payload.eq(x.payload), wide.x.payload.eq(x.payload),
+            lanes.other.payload.eq(other.payload), wide.y.payload.eq(other.payload),
+            lanes.choice.payload.eq(choice.payload), wide.z.payload.eq(choice.payload),
+            wide.draw.payload.eq(lanes.words.payload),
+            label.eq(Value.cast(other.payload).word_select(label_lane, 32)[:8]), lanes.label.eq(label),
+            *(loss.label.payload.eq(label) for _, loss in losses),
+        ]
         for i in range(lanes_count):
-            m.d.comb += niti_loss.logits.payload[i].eq(x.payload[i])
-        for _, loss in losses:
-            m.d.comb += loss.label.payload.eq(Value.cast(other.payload).word_select(label_lane, 32)[:8])
-        m.d.comb += label_taken.eq(is_loss & other.valid & other.ready)
-        with m.If(label_taken):
+            m.d.comb += [niti_loss.logits.payload[i].eq(x.payload[i]),
+                         lanes.pooled[i].eq(Mux(pool_first, window.o.payload.choice[i], 0))]
+        with m.If((is_loss | squared) & other.valid & other.ready):
             last_sample = (label_lane + 1 == command.count3) | (command.count3 == 0)
             m.d.sync += label_lane.eq(Mux(last_sample, 0, label_lane + 1))
 
-        # Results to the writers. A pooled result leaves when both have taken their part.
+        # Results to the writers. A result leaves when both have taken their part.
         value, chosen = writers[0].vector, writers[1].vector
-        value_taken, chosen_taken, dropped = Signal(), Signal(), Signal()
-        m.d.comb += [pool.input.payload.eq(lanes.output.payload), dropped.eq(~command.enable[2])]
+        valid, ready, value_taken, chosen_taken, dropped = Signal(), Signal(), Signal(), Signal(), Signal()
+        m.d.comb += [
+            dropped.eq(~command.enable[2]),
+            value.valid.eq(valid & ~value_taken), chosen.valid.eq(valid & ~chosen_taken & ~dropped),
+            ready.eq((value_taken | value.ready) & (chosen_taken | chosen.ready | dropped)),
+            pool.input.payload.eq(Mux(pool_first, x.payload, lanes.output.payload)),
+            window.i.payload.eq(pool.output.payload),
+        ]
+        with m.If(valid):
+            m.d.sync += [value_taken.eq(~ready & (value_taken | value.ready)),
+                         chosen_taken.eq(~ready & (chosen_taken | chosen.ready))]
         for i in range(lanes_count):
-            m.d.comb += chosen.payload[i].eq(pool.output.payload.choice[i])
+            m.d.comb += chosen.payload[i].eq(Mux(pool_last, pool.output.payload.choice[i],
+                                                 lanes.state[i].as_value()))
         with m.If(fill):
-            m.d.comb += value.valid.eq(1)
+            m.d.comb += valid.eq(1)
         for active, loss in losses:
             with m.Elif(active):
-                m.d.comb += [value.valid.eq(loss.error.valid), loss.error.ready.eq(value.ready)]
+                m.d.comb += [valid.eq(loss.error.valid), loss.error.ready.eq(ready)]
                 for i in range(lanes_count):
                     m.d.comb += value.payload[i].eq(loss.error.payload[i])
         with m.Elif(is_wide):
-            m.d.comb += [value.valid.eq(wide.output.valid), value.payload.eq(wide.output.payload),
-                         wide.output.ready.eq(value.ready)]
-        with m.Elif(command.pool):
-            m.d.comb += [
-                pool.input.valid.eq(lanes.output.valid), lanes.output.ready.eq(pool.input.ready),
-                value.payload.eq(pool.output.payload.value),
-                value.valid.eq(pool.output.valid & ~value_taken),
-                chosen.valid.eq(pool.output.valid & ~chosen_taken & ~dropped),
-                pool.output.ready.eq((value_taken | value.ready) & (chosen_taken | chosen.ready | dropped)),
-            ]
-            with m.If(pool.output.valid):
-                m.d.sync += [value_taken.eq(~pool.output.ready & (value_taken | value.ready)),
-                             chosen_taken.eq(~pool.output.ready & (chosen_taken | chosen.ready))]
+            m.d.comb += [valid.eq(wide.output.valid), value.payload.eq(wide.output.payload),
+                         wide.output.ready.eq(ready)]
+        with m.Elif(pool_last):
+            m.d.comb += [pool.input.valid.eq(lanes.output.valid), lanes.output.ready.eq(pool.input.ready),
+                         valid.eq(pool.output.valid), value.payload.eq(pool.output.payload.value),
+                         pool.output.ready.eq(ready)]
         with m.Else():
-            m.d.comb += [value.valid.eq(lanes.output.valid), value.payload.eq(lanes.output.payload),
-                         lanes.output.ready.eq(value.ready)]
+            m.d.comb += [valid.eq(lanes.output.valid), value.payload.eq(lanes.output.payload),
+                         lanes.output.ready.eq(ready)]
+        with m.If(pool_first):
+            m.d.comb += [pool.input.valid.eq(x.valid), window.i.valid.eq(pool.output.valid),
+                         pool.output.ready.eq(window.i.ready)]
 
-        delivery, delivered = Signal(range_result), Signal(range(RANGES + 1))
+        # The largest magnitude of the results, to the scalar registers when the product engine leaves them alone.
+        start = Signal()
+        m.submodules.detector = detector = RangeDetector(lanes_count)
+        at_first, ranging, ranged = Signal(), Signal(), Signal()
+        delivering, delivered = Signal(), Signal(range(RANGES + 1))      # the bit lengths that the wide lanes found
+        range_register, range_clear = Signal.like(command.range_register), Signal()
         m.d.comb += [
-            delivery.register.eq(command.range_register + delivered), delivery.clear.eq(1),
-            delivery.value.eq(Array(wide.ranges)[delivered[:2]]),
+            detector.valid.eq(valid & ready & command.enable[4]), detector.clear.eq(detector.valid & at_first),
+            *(detector.lanes[i].eq(value.payload[i]) for i in range(lanes_count)),
+        ]
+        with m.If(start):
+            m.d.sync += [at_first.eq(1), ranging.eq(command.enable[4]),
+                         range_register.eq(command.range_register), range_clear.eq(command.range_clear)]
+        with m.If(detector.valid):
+            m.d.sync += at_first.eq(0)
+        with m.If(detector.complete):
+            m.d.sync += ranged.eq(1)
+        with m.If(self.range.valid):
+            m.d.comb += scalar.range.eq(self.range)
+        with m.Elif(ranged):
+            m.d.comb += [scalar.range.valid.eq(1), scalar.range.register.eq(range_register),
+                         scalar.range.clear.eq(range_clear), scalar.range.value.eq(detector.value)]
+            m.d.sync += [ranged.eq(0), ranging.eq(0)]
+        with m.Elif(delivering):
+            m.d.comb += [scalar.range.valid.eq(1), scalar.range.register.eq(command.range_register + delivered),
+                         scalar.range.clear.eq(1), scalar.range.value.eq(Array(wide.ranges)[delivered[:2]])]
+            m.d.sync += delivered.eq(delivered + 1)
+
+        m.d.comb += [
             scalar.command.payload.eq(self.scalar.payload), self.scalar.ready.eq(scalar.command.ready),
-            scalar.range.eq(Mux(self.range.valid, self.range, delivery)), scalar.step.eq(self.step),
+            scalar.step.eq(self.step),
             self.exponent_saturated.eq(scalar.exponent), self.zero_range.eq(scalar.zero_range),
         ]
-        moving, blocked, starved, start = Signal(), Signal(), Signal(), Signal()
+        moving, blocked, starved = Signal(), Signal(), Signal()
         m.d.comb += [
             moving.eq((x.valid & x.ready) | (value.valid & value.ready)),
             blocked.eq(self._waits(writers[0].client.line) | self._waits(writers[1].client.line)),
             starved.eq(Mux(is_loss, (x.ready & ~x.valid) | (other.ready & ~other.valid),
-                           ((elementwise | update) & lanes.starved) | (is_wide & wide.starved))),
+                           (in_lanes & lanes.starved & ~(pool_first & x.valid)) | (is_wide & wide.starved))),
             lanes.start.eq(start), wide.start.eq(start & is_wide),
             readers[0].start.eq(start & ~fill), readers[1].start.eq(start & command.enable[0]),
             readers[2].start.eq(start & command.enable[1]),
-            writers[0].start.eq(start & command.enable[3]), writers[1].start.eq(start & command.enable[2]),
+            writers[0].start.eq(start & (command.enable[3] | ~is_wide)), writers[1].start.eq(start & command.enable[2]),
         ]
         with m.FSM():
             with m.State("IDLE"):
@@ -317,18 +371,16 @@ class VectorEngine(wiring.Component):
                     m.d.sync += delivered.eq(0)
                     m.next = "RANGES"
                     with m.If(~is_wide):
-                        m.d.comb += self.vector.ready.eq(1)
+                        m.d.comb += [self.vector.ready.eq(1), detector.last.eq(ranging)]
                         m.next = "ACKNOWLEDGE"
             with m.State("RANGES"):
-                m.d.comb += [self.busy.eq(1), delivery.valid.eq(delivered != command.ranges)]
-                with m.If(~delivery.valid):
+                m.d.comb += [self.busy.eq(1), delivering.eq(delivered != command.ranges)]
+                with m.If(~delivering):
                     m.d.comb += self.vector.ready.eq(1)
                     m.next = "ACKNOWLEDGE"
-                with m.Elif(~self.range.valid):
-                    m.d.sync += delivered.eq(delivered + 1)
             with m.State("ACKNOWLEDGE"):
                 m.d.comb += self.stalled_out.eq(1)
-                with m.If(self.target0.idle & self.target1.idle):
+                with m.If(self.target0.idle & self.target1.idle & ~ranging):
                     m.d.comb += self.done.eq(1)
                     m.next = "IDLE"
         return m
@@ -337,33 +389,38 @@ class VectorEngine(wiring.Component):
     def _waits(port):
         return port.valid & ~port.ready
 
-    def _rules(self, m, command, is_function, max_classes):
+    def _rules(self, m, command, is_function, in_lanes, draws, max_classes):
         """The rules of the class's docstring; registered, because the comparisons are long."""
         lanes_count = self.config.vector
         elementwise, update = is_function[Function.ELEMENTWISE], is_function[Function.UPDATE]
         is_niti, is_softmax = is_function[Function.NITI_LOSS], is_function[Function.SOFTMAX]
         is_loss, fill, is_wide = is_niti | is_softmax, is_function[Function.FILL], is_function[Function.WIDE]
+        squared = is_function[Function.SQUARED_ERROR]
+        by_state = command.unpool | command.blocked.any()
 
         def holds(condition, consequence):
             return ~condition | consequence
 
         vectors = command.count4 << (lanes_count.bit_length() - 1)
         rules = {
-            "function": elementwise | update | is_loss | fill | is_wide,
-            "rounding": holds(elementwise | update, command.rounding.matches(*(r.code for r in ROUNDINGS))),
-            "stages": holds(~elementwise, ~(command.mask | command.pool | command.unpool))
+            "function": in_lanes | is_loss | fill | is_wide,
+            "rounding": holds(in_lanes, command.rounding.matches(*(r.code for r in ROUNDINGS))),
+            "stages": holds(~elementwise, ~(command.mask | command.pool | command.state | by_state))
                       & holds(~elementwise, ~command.relu),
             "ranges": holds(is_wide, command.ranges <= RANGES),
             "widths": (command.source0_width < len(TARGET_BITS)) & (command.source1_width < len(TARGET_BITS))
                       & (command.source2_width < len(TARGET_BITS))
                       & (command.target_width < len(TARGET_BITS)),
-            "source1": is_wide | (command.enable[0] == (command.mask | update | is_loss)),
-            "source2": is_wide | (command.enable[1] == command.unpool),
-            "choices": holds(command.unpool, command.source2_width == 0),
-            "target1": holds(command.enable[2], command.pool),
-            "target0": is_wide | command.enable[3],
-            "pool": holds(command.pool, ~command.mask & ~command.unpool
+            "source1": is_wide | (command.enable[0] == (command.mask | update | is_loss | squared)),
+            "source2": is_wide | (command.enable[1] == by_state),
+            "choices": holds(by_state, command.source2_width == 0),
+            "target1": holds(command.enable[2], command.pool | command.state),
+            "target0": is_wide | command.enable[3] | (command.enable[4] & in_lanes),
+            "range": holds(is_wide, ~command.enable[4]),
+            "pool": holds(command.pool, ~command.mask & ~by_state
                           & (command.count3 == 2) & (command.count4 == 2)),
+            "state": holds(command.state, ~command.mask & ~by_state & ~(command.pool & draws)),
+            "label": holds(squared, (command.source1_width == 0) & (command.count3 <= lanes_count)),
             "unpool": holds(command.unpool, (command.count2 == 2) & (command.count4 == 2)),
             "loss": holds(is_loss, (command.source0_width == Mux(is_softmax, 2, 0)) & (command.source1_width == 0)
                           & (command.target_width == Mux(is_softmax, 2, 0))

@@ -26,6 +26,7 @@ class VectorWriter(wiring.Component):
     start : In(1)  begin at the first iteration; only when ``done``.
     width : In(2)  element size: 0 = one byte, 1 = two, 2 = four. Stable from ``start`` until ``done``.
     count, address, stride : loop counts, first byte address, byte strides; stable like ``width``.
+    discard : In(1)  take the vectors, but write nothing. Stable from ``start`` until ``done``.
     vector : In stream of V x signed(32). Vectors beyond the last iteration are not accepted.
     client : WriteClient.
     done : Out(1)  every vector of the run was handed over to the client (``client.idle`` tells when they are
@@ -39,6 +40,7 @@ class VectorWriter(wiring.Component):
         self.config = config
         super().__init__({
             "start": In(1),
+            "discard": In(1),
             "width": In(2),
             "count": In(16).array(LEVELS),
             "address": In(ADDRESS_BITS),
@@ -99,14 +101,14 @@ class VectorWriter(wiring.Component):
             with m.If(~running):
                 m.d.sync += self.done.eq(1)
         with m.If(accept):
-            m.d.sync += [filled.eq(1), out.payload.address.eq(line)]
+            m.d.sync += [filled.eq(~self.discard), out.payload.address.eq(line)]
             for q in range(4):
                 strobe = out.payload.strobe.word_select(q, lanes)
                 stored = out.payload.data.word_select(q, 8 * lanes)
-                with m.If(quarters[q]):
+                with m.If(quarters[q] & ~self.discard):
                     m.d.sync += [strobe.eq((1 << lanes) - 1), stored.eq(image.word_select(q, 8 * lanes))]
             with m.If(nest.last):
-                m.d.sync += running.eq(0)
+                m.d.sync += [running.eq(0), self.done.eq(self.discard)]
         with m.If(self.start):
             m.d.sync += [running.eq(1), self.done.eq(0)]
         return m

@@ -17,7 +17,9 @@ from tests.hw.streams import STALLS, simulate, stalls
 from tests.hw.vector_reference import TYPES, execute
 
 ENABLE_SOURCE1, ENABLE_SOURCE2, ENABLE_TARGET1, ENABLE_TARGET0 = 1, 2, 4, 8
-SHIFT = 5
+ENABLE_RANGE = 16
+SHIFT, RANGE = 5, 6
+DUMP = (1 << 19) - 256
 
 
 class Bench:
@@ -45,6 +47,11 @@ class Bench:
         ctx.set(self.dut.range, {"valid": 1, "register": register, "clear": 1, "value": value % 2**32})
         await ctx.tick()
         ctx.set(self.dut.range, {"valid": 0})
+
+    async def register(self, ctx, register):
+        """The register's value: a dump of all, above the memory that the tests use."""
+        await self.command(ctx, self.dut.scalar, {"dump": DUMP, "enable_dump": 1})
+        return int(self.memory.load(DUMP, (64,), np.uint32)[register])
 
     async def command(self, ctx, port, fields):
         """Hands over one command and waits until it is done. Returns the cycles it took."""
@@ -79,7 +86,7 @@ class Bench:
         simulate(dut, bench, background=background, limit=limit)
 
 
-KINDS = ("plain", "mask", "unpool", "pool", "update", "fill")
+KINDS = ("plain", "mask", "unpool", "pool", "update", "fill", "state", "state pool", "squared error")
 
 
 def random_command(rng, lanes, kind):
@@ -87,20 +94,34 @@ def random_command(rng, lanes, kind):
     width, target_width = rng.randrange(3), rng.randrange(3)
     width1 = rng.randrange(3)
     fields = {
-        "function": {"update": Function.UPDATE, "fill": Function.FILL}.get(kind, Function.ELEMENTWISE),
+        "function": {"update": Function.UPDATE, "fill": Function.FILL,
+                     "squared error": Function.SQUARED_ERROR}.get(kind, Function.ELEMENTWISE),
         "rounding": rng.choice(ROUNDINGS).code, "left": rng.randrange(2), "random_stream": rng.randrange(1 << 16),
         "random_start": rng.randrange(1 << 32), **{f"random_stride{k}": rng.randrange(1 << 32) for k in range(5)},
         "shift_register": SHIFT, "source0_width": width, "source1_width": width1, "target_width": target_width,
         "enable": ENABLE_TARGET0,
     }
-    if kind not in ("update", "fill"):
+    if kind != "fill":
+        fields["limit"] = rng.choice([0, 0, 1, 64, 127])
+        fields |= {"range_register": RANGE, "range_clear": rng.randrange(2)}
+        fields["enable"] = rng.choice([ENABLE_TARGET0, ENABLE_RANGE, ENABLE_TARGET0 | ENABLE_RANGE])
+    if kind not in ("update", "fill", "squared error"):
         fields["relu"] = rng.randrange(2)
-    if kind in ("mask", "update"):
+    if kind == "squared error":
+        fields |= {"label_log2": rng.randrange(32), "source1_width": (width1 := 0)}
+    if kind.startswith("state"):
+        fields["state"] = 1
+        fields["enable"] |= ENABLE_TARGET1 * rng.randrange(2)
+        fields["pool"] = kind == "state pool"
+        if fields["pool"]:
+            fields["rounding"] = rng.choice([r for r in ROUNDINGS if not r.needs_draw]).code
+    if kind in ("mask", "update", "squared error"):
         fields["enable"] |= ENABLE_SOURCE1
     if kind == "mask":
         fields["mask"] = 1
     if kind == "unpool":
-        fields["unpool"] = 1
+        fields["unpool"] = rng.randrange(2)
+        fields["blocked"] = rng.randrange(1 - fields["unpool"], 4)
         fields["enable"] |= ENABLE_SOURCE2
         if rng.randrange(2):
             fields["mask"] = 1
@@ -111,7 +132,7 @@ def random_command(rng, lanes, kind):
     counts = [rng.randrange(0, 4) for _ in range(5)]
     if kind == "unpool":
         counts[2] = counts[4] = 2
-    if kind == "pool":
+    if fields.get("pool"):
         counts[3] = counts[4] = 2
     fields |= {f"count{k}": count for k, count in enumerate(counts)}
     # Five areas; targets write every place once, sources may repeat themselves.
@@ -140,7 +161,9 @@ def test_random_commands_equal_the_reference(core, pattern):
             scale = rng.choice([1 << 7, 1 << 12, 1 << 31])
             values = numbers.integers(-scale, scale, 0x8000 // np.dtype(size).itemsize)
             b.memory.store(0x8000, values.clip(np.iinfo(size).min, np.iinfo(size).max).astype(size))
-            b.memory.store(0x18000, numbers.integers(0, 4, 0x8000).astype(np.int8))
+            b.memory.store(0x18000, numbers.integers(0, 16, 0x8000).astype(np.int8))
+            if fields["function"] == Function.SQUARED_ERROR:
+                b.memory.store(0x10000, numbers.integers(0, 4 * b.lanes, 0x8000).astype(np.int8))
             shift = rng.choice([-90, -33, -5, -1, 0, 1, 2, 4, 7, 9, 24, 31, 32, 45, 63, 90])
             highest = {Rounding.STOCHASTIC: 32, Rounding.STOCHASTIC_16: 46}.get(Rounding(fields["rounding"]), 99)
             shift = min(shift, highest)
@@ -149,10 +172,17 @@ def test_random_commands_equal_the_reference(core, pattern):
             ctx.set(b.dut.seed, seed)
             ctx.set(b.dut.step, step)
             expected = b.memory.bytes.copy()
-            execute(fields, expected, b.lanes, shift, seed, step)
+            largest = execute(fields, expected, b.lanes, shift, seed, step)
+            before = rng.choice([0, 60, 1 << 31])
+            await b.set_register(ctx, RANGE, before)
             await b.command(ctx, b.dut.vector, fields)
-            different = np.flatnonzero(b.memory.bytes != expected)
-            assert not len(different), (fields, different[:8])
+            if not fields["enable"] & ENABLE_RANGE:
+                largest = before
+            elif not fields["range_clear"]:
+                largest = max(largest, before)
+            assert await b.register(ctx, RANGE) == largest, fields
+            different = np.flatnonzero(b.memory.bytes[:DUMP] != expected[:DUMP])
+            assert not len(different), (fields, different[:8], b.memory.bytes[different[:8]], expected[different[:8]])
             assert not b.pulses
 
     b.run(bench)

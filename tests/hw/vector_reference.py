@@ -36,8 +36,10 @@ class _Walk:
         self.memory[self.place(index)] = vector.astype(self.type).view(np.uint8)
 
 
-def execute(fields: dict, memory: np.ndarray, lanes: int, register: int, seed: int = 0, step: int = 0) -> None:
-    """Applies one descriptor to ``memory`` (bytes). ``register`` is S[shift_register]; fields left out are 0."""
+def execute(fields: dict, memory: np.ndarray, lanes: int, register: int, seed: int = 0, step: int = 0) -> int:
+    """Applies one descriptor to ``memory`` (bytes) and returns the largest magnitude of the results. ``register`` is
+    S[shift_register]; fields left out are 0.
+    """
     get = lambda name: fields.get(name, 0)    # noqa: E731
     source0 = _Walk(memory, lanes, fields, "source0", get("source0_width"))
     source1 = _Walk(memory, lanes, fields, "source1", get("source1_width"))
@@ -55,8 +57,19 @@ def execute(fields: dict, memory: np.ndarray, lanes: int, register: int, seed: i
         words = random.word(seed, step, get("random_stream"), np.array([(first + j) % 2**32 for j in range(lanes)]))
         return words.astype(np.int64) >> (16 if rounding is Rounding.STOCHASTIC_16 else 0)
 
-    def rounded(index):
-        x = source0.read(index)
+    largest = [0]
+
+    def limited(y):
+        bound = get("limit") or (1 << bits - 1) - 1
+        return np.clip(y, -bound, bound)
+
+    def write(index, y):
+        largest[0] = max(largest[0], int(np.abs(y).max()))
+        if get("enable") & 8:
+            target0.write(index, y)
+
+    def rounded(index, x=None):
+        x = source0.read(index) if x is None else x
         if shift < 0:                    # multiplied in Python's integers: they do not wrap
             return saturate(np.clip([int(v) << -shift for v in x], -2**40, 2**40), bits)
         return saturate(rounding.compute(x, shift, draw(index) if rounding.needs_draw else None), bits)
@@ -68,22 +81,48 @@ def execute(fields: dict, memory: np.ndarray, lanes: int, register: int, seed: i
         if get("mask"):
             y = np.where(source1.read(index) > 0, y, 0)
         if get("unpool"):
-            y = np.where(source2.read(index) == 2 * index[2] + index[4], y, 0)
-        return y
+            y = np.where(source2.read(index) & 3 == 2 * index[2] + index[4], y, 0)
+        if get("blocked"):
+            y = np.where(source2.read(index) >> 2 & get("blocked"), 0, y)
+        return limited(y)
+
+    def with_state(index):
+        """Pooled sums through the stages, and the byte of what they did."""
+        x, place = source0.read(index), 0
+        if get("pool"):
+            window = np.stack([source0.read((*index[:3], *inner)) for inner in itertools.product(range(2), range(2))])
+            x, place = window.max(axis=0), window.argmax(axis=0)
+        shown = np.maximum(x, 0) if get("relu") else x
+        clipped = [abs(int(v)) * 2.0**-shift > (1 << bits - 1) - 1 for v in shown]     # exact: a power of two
+        y = rounded(index, x)
+        return limited(np.maximum(y, 0) if get("relu") else y), place + 4 * np.array(clipped) + 8 * (x <= 0)
+
+    def labels(sample):
+        return source1.read((*sample, 0))[sample[3]] & 0xFF
 
     match Function(get("function")):
+        case Function.ELEMENTWISE if get("state"):
+            for index in itertools.product(*map(range, counts[:3] + [1, 1] if get("pool") else counts)):
+                y, state = with_state(index)
+                write(index, y)
+                if get("enable") & 4:
+                    target1.write(index, state)
         case Function.ELEMENTWISE if get("pool"):
             for outer in itertools.product(*map(range, counts[:3])):
                 window = np.stack([stages((*outer, *inner)) for inner in itertools.product(range(2), range(2))])
-                target0.write((*outer, 0, 0), window.max(axis=0))
+                write((*outer, 0, 0), window.max(axis=0))
                 if get("enable") & 4:
                     target1.write((*outer, 0, 0), window.argmax(axis=0))
         case Function.ELEMENTWISE:
             for index in itertools.product(*map(range, counts)):
-                target0.write(index, stages(index))
+                write(index, stages(index))
         case Function.UPDATE:
             for index in itertools.product(*map(range, counts)):
-                target0.write(index, saturate(source1.read(index) - stages(index), bits))
+                write(index, limited(source1.read(index) - rounded(index)))
+        case Function.SQUARED_ERROR:
+            for index in itertools.product(*map(range, counts)):
+                target = np.arange(index[4] * lanes, (index[4] + 1) * lanes) == labels(index[:4])
+                write(index, limited(rounded(index) - (target << get("label_log2"))))
         case Function.FILL:
             for index in itertools.product(*map(range, counts)):
                 target0.write(index, np.zeros(lanes))
@@ -91,8 +130,9 @@ def execute(fields: dict, memory: np.ndarray, lanes: int, register: int, seed: i
             for sample in itertools.product(*map(range, counts[:4])):
                 tiles = [(*sample, tile) for tile in range(counts[4])]
                 logits = np.concatenate([source0.read(tile) for tile in tiles])[:get("classes")]
-                label = source1.read((*sample, 0))[sample[3]] & 0xFF
+                label = labels(sample)
                 error = np.zeros(counts[4] * lanes)
                 error[:len(logits)] = loss_gradient(logits[None], register, [label])[0]
                 for tile, part in zip(tiles, error.reshape(-1, lanes), strict=True):
                     target0.write(tile, part)
+    return largest[0]
