@@ -83,7 +83,7 @@ def test_a_skipped_step_is_found():
         checker.step(_snapshot(compiled, record, checker, step=3), images, labels)
 
 
-@pytest.mark.parametrize("method", ["niti", "niti-2020"])
+@pytest.mark.parametrize("method", ["niti", "niti-2020", "wage"])
 def test_programs_hold_nothing_that_depends_on_data(method):
     """Another seed means other weights, exponents, images and shifts; the program stays the same."""
     images = []
@@ -96,9 +96,9 @@ def test_programs_hold_nothing_that_depends_on_data(method):
 
 @pytest.mark.parametrize("core", ["tiny", "small", "base", "wide"])
 @pytest.mark.parametrize("model, data", [("mlp", "digits"), ("mlp", "mnist"), ("lenet", "mnist"),
-                                         ("tiny-cnn", "digits"), ("bench-cnn", "synthetic")])
+                                         ("tiny-cnn", "digits"), ("bench-cnn", "synthetic"), ("wage-lenet", "mnist")])
 def test_networks_fit_every_core_and_regions_are_apart(core, model, data):
-    network = golden.train.build("niti", model, 1, data=data, batch=32)
+    network = golden.train.build("wage" if "wage" in model else "niti", model, 1, data=data, batch=32)
     compiled = compiler.compile_training(PRESETS[core], network, batch=32, capacity=3, steps=2, rate=4)
     regions = sorted(compiled.regions.values(), key=lambda region: region.address)
     for before, after in zip(regions, regions[1:], strict=False):
