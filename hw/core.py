@@ -68,7 +68,7 @@ class VectorQueue(wiring.Component):
             "target0": Out(WriteClient(config)), "target1": Out(WriteClient(config)),
             "range": In(range_result), "step": In(32), "seed": In(32),
             "busy": Out(1), "stalled_in": Out(1), "stalled_out": Out(1), "unused": Out(1), "waiting": Out(1),
-            "exponent_saturated": Out(1), "illegal": Out(1),
+            "exponent_saturated": Out(1), "zero_range": Out(1), "illegal": Out(1),
             "descriptor": Out(ADDRESS_BITS), "tag": Out(16),
         })
 
@@ -97,7 +97,8 @@ class VectorQueue(wiring.Component):
             engine.range.eq(self.range), engine.step.eq(self.step), engine.seed.eq(self.seed),
             self.busy.eq(engine.busy), self.stalled_in.eq(engine.stalled_in),
             self.stalled_out.eq(engine.stalled_out), self.unused.eq(engine.idle),
-            self.exponent_saturated.eq(engine.exponent_saturated), self.illegal.eq(engine.illegal),
+            self.exponent_saturated.eq(engine.exponent_saturated), self.zero_range.eq(engine.zero_range),
+            self.illegal.eq(engine.illegal),
             self.waiting.eq(decode.valid & ~runnable),
         ]
         with m.If(decode.release):
@@ -173,7 +174,7 @@ class Core(wiring.Component):
             product.vector_completed.eq(vector.completed),
             vector.address.eq(sequencer.address), vector.iteration.eq(sequencer.iteration),
             vector.fed.eq(product.fed), vector.stored.eq(product.stored), vector.step.eq(registers.step),
-            vector.seed.eq(registers.seed),
+            vector.seed.eq(registers.seed), registers.zero.eq(vector.zero_range),
             vector.range.eq(product.range),
             self.irq.eq(registers.interrupt),
         ]

@@ -33,7 +33,6 @@ class ErrorCode(enum.IntEnum):
     WRITE_FAILED = 5, "memory answered a write with an error response"
     ACCUMULATOR_OVERFLOW = 6, "a sum of products left the int32 range"
     EXPONENT_SATURATED = 7, "a tensor's exponent left the signed 16-bit range"
-    ZERO_TENSOR = 8, "the maximum of an all-zero tensor was needed where the method defines none"
 
 
 class ErrorReport(wiring.Signature):

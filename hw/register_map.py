@@ -12,7 +12,7 @@ __all__ = ["Access", "RegisterField", "Register", "REGISTERS", "IDENTIFIER", "VE
            "offset", "constants", "as_json", "c_header", "markdown"]
 
 IDENTIFIER = int.from_bytes(b"INTR", "little")
-VERSION = (1, 0)         # of registers and program format; the first number changes when drivers must change
+VERSION = (1, 1)         # of registers and program format; the first number changes when drivers must change
 MAX_COUNTERS = 64
 COUNTER_BITS = 48
 
@@ -77,14 +77,16 @@ REGISTERS = (
     Register("CONTROL", 0x020, "Commands. A start while STATUS.busy or STATUS.error is 1 or STATUS.idle is 0 is "
              "refused (SLVERR), unless the same write resets: then only the reset acts.", (
                  RegisterField("start", 0, 1, Access.COMMAND, "doorbell: run the program at PROGRAM; clears "
-                               "STATUS.done and CYCLES"),
+                               "STATUS.done, STATUS.zero and CYCLES"),
                  RegisterField("reset", 1, 1, Access.COMMAND, "soft reset: stop at once; clears STATUS, ERROR_CODE "
                                "and IRQ_STATUS. Needed after an error. Wait for STATUS.idle before the next start"))),
     Register("STATUS", 0x024, "State of the core.", (
         _read("busy", 0, 1, "1 from the doorbell until the program has ended or an error has stopped it"),
         _read("done", 1, 1, "1: the program ended without error"),
         _read("error", 2, 1, "1: an error occurred, see ERROR_CODE; later work does not start"),
-        _read("idle", 3, 1, "1: no unit works and memory owes no answer"))),
+        _read("idle", 3, 1, "1: no unit works and memory owes no answer"),
+        _read("zero", 4, 1, "1: since the doorbell the nearest power of two of an all-zero tensor was asked for; the "
+              "program went on, and what was scaled by it is zero"))),
     Register("ERROR_CODE", 0x028, "Why STATUS.error is 1, the first reason.",
              (_read("code", 0, ERROR_BITS, "see the table of error codes"),)),
     _word("ERROR_DESCRIPTOR", 0x02C, Access.READ, "Byte address of the descriptor at fault."),

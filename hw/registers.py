@@ -80,6 +80,7 @@ class Registers(wiring.Component):
     soft_reset : Out(1)  one cycle.
     program, window_base, window_limit, seed, step : Out(32).
     step_advance : In(1)  one cycle: the step counts up.
+    zero : In(1)  a unit met an all-zero tensor: STATUS.zero, sticky.
     idle : In(1)  no unit works and memory owes no answer. After an error, the first idle cycle ends the run.
     done : In(1)  one cycle: the program has ended and all its writes are acknowledged.
     error : In(1)  an error; in the first cycle of a run in which it is high, ``error_code``, ``error_descriptor``
@@ -94,7 +95,7 @@ class Registers(wiring.Component):
         super().__init__({
             "bus": In(Axi4Lite()), "interrupt": Out(1), "start": Out(1), "soft_reset": Out(1),
             "program": Out(32), "window_base": Out(32), "window_limit": Out(32), "seed": Out(32), "step": Out(32),
-            "step_advance": In(1), "idle": In(1), "done": In(1),
+            "step_advance": In(1), "idle": In(1), "done": In(1), "zero": In(1),
             "error": In(1), "error_code": In(ERROR_BITS), "error_descriptor": In(32), "error_address": In(32),
             "counters": In(COUNTER_BITS).array(counters)})
 
@@ -187,11 +188,13 @@ class Registers(wiring.Component):
         with m.If(ended):
             m.d.sync += [busy.eq(0), done.eq(~error), events["done"].eq(events["done"] | ~error),
                          events["error"].eq(events["error"] | error)]
+        with m.If(self.zero):
+            m.d.sync += values["STATUS", "zero"].eq(1)
         with m.If(start):
-            m.d.sync += [busy.eq(1), done.eq(0), cycles.eq(0)]
+            m.d.sync += [busy.eq(1), done.eq(0), cycles.eq(0), values["STATUS", "zero"].eq(0)]
         with m.If(reset):
-            m.d.sync += [signal.eq(0) for signal in (busy, done, error, values["ERROR_CODE", "code"],
-                                                       *events.values())]
+            m.d.sync += [signal.eq(0) for signal in (busy, done, error, values["STATUS", "zero"],
+                                                       values["ERROR_CODE", "code"], *events.values())]
         with m.If(slave.read & (slave.read_word == _word("CYCLES"))):
             m.d.sync += values["CYCLES_HIGH", "value"].eq(cycles[32:])
 

@@ -42,7 +42,7 @@ class Operation(enum.IntEnum):
     MAX = 5               # the larger of a and b
     CEIL_LOG2 = 6         # golden.range.ceil_log2 of a, taken as unsigned
     BIT_LENGTH = 7        # golden.range.bit_length of a, taken as unsigned
-    NEAREST_LOG2 = 8      # golden.range.nearest_log2 of a, as unsigned; of 0: 0 and the error `zero_range`
+    NEAREST_LOG2 = 8      # golden.range.nearest_log2 of a, as unsigned; of 0: 0 and the note `zero_range`
     SELECT_ZERO = 9       # a if register imm is 0, else b
     SELECT_POSITIVE = 10  # a if register imm is above 0, else b
     WORD = 11             # the 32-bit word fetched from address `load` of the descriptor

@@ -28,6 +28,8 @@ def main(arguments=None) -> int:
     train.add_argument("--core", default="small",
                        help=f"one of {', '.join(core_config.PRESETS)}, or a .toml file (default %(default)s)")
     train.add_argument("--weight-bits", type=int, default=8, help="niti: 8, or 16 for wide masters (default 8)")
+    train.add_argument("--widths", help="wage: bits of W, A, G, E; the core runs 2888 (the default) only")
+    train.add_argument("--master-limit", type=int, help="wage: clip of the masters (default 64)")
     train.add_argument("--test-images", type=int, metavar="N",
                        help="classify only the first N test images on the core (default: all; 0: none)")
     train.add_argument("--intermediates", action="store_true", help="also compare what need not be materialised")
@@ -60,7 +62,10 @@ def _train(options) -> int:
     config = core_config.load(options.core)
     info = data_module.data_set(options.data)
     batch = info.batch if options.batch is None else options.batch
-    more = {"weight_bits": options.weight_bits} if options.weight_bits != 8 else {}
+    more = {name: value for name, value in (("widths", options.widths), ("master_limit", options.master_limit))
+            if value is not None}
+    if options.weight_bits != 8:
+        more["weight_bits"] = options.weight_bits
     network = build(options.method, options.model, options.seed, data=options.data, batch=batch, **more)
     dataset = data_module.load(options.data, options.data_dir)
     summary = train(config, network, dataset, training_length(options, network.steps_per_epoch), options.out,

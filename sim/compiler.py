@@ -12,10 +12,12 @@ from collections.abc import Iterable
 import numpy as np
 
 from golden.dfp import Dfp
+from golden.execution import Execution
 from golden.networks import Conv2d, Flatten, Linear, MaxPool, Network, Relu
 from golden.niti import LOSS_SHIFT, MODES, Niti
 from golden.random import INDEX_MULTIPLIER, Purpose, stream
 from golden.rounding import Rounding
+from golden.wage import Wage
 from hw import scalar
 from hw.config import CoreConfig
 from hw.descriptor import Opcode
@@ -55,7 +57,7 @@ class Stage:
     master: Region = None            # trained state: the same, or the int16 masters
     y: Region = None                 # int32 forward product
     out: Region = None               # requantized, after ReLU and pooling
-    choice: Region = None            # arg-max of the pooling windows
+    choice: Region = None            # arg-max of the pooling windows; wage: states of all elements (hw.lanes)
     e: Region = None                 # error at the layer's output
     ex: Region = None                # int32 error product, at the layer's input
     dw: Region = None                # int32 weight gradient
@@ -71,9 +73,10 @@ class Tensor:
 
     region: Region
     shape: tuple[int, ...]
+    mask: int = -1                   # which bits of an element are the tensor
 
     def unpack(self, raw: np.ndarray) -> np.ndarray:
-        return self.region.layout.unpack(raw).reshape(self.shape)
+        return self.region.layout.unpack(raw).reshape(self.shape) & self.mask
 
 
 @dataclasses.dataclass
@@ -105,8 +108,9 @@ class Compiled:
         for k, stage in enumerate(self.stages):
             array, exponents[k] = values[f"{stage.name}.weight"]
             yield stage.master, stage.master.layout.pack(array)
-        region = self.regions["weight exponents"]
-        yield region, region.layout.pack(exponents)
+        if "weight exponents" in self.regions:
+            region = self.regions["weight exponents"]
+            yield region, region.layout.pack(exponents)
 
     def batches(self, images: list[np.ndarray], labels: list[np.ndarray], exponents: list[int]):
         """What to write for the batches of consecutive steps: converted int8 images and labels."""
@@ -149,16 +153,19 @@ def geometry(layer: Conv2d | Linear, batch: int, shape: tuple[int, int, int], fi
                     pad=layer.padding)
 
 
-class _Compiler:
-    def __init__(self, config: CoreConfig, network: Niti, batch: int, capacity: int, steps: int,
+class Compiler:
+    """Program and memory of a network. A subclass for each method adds its passes: `allocate`, `_prologue`,
+    `_forward`, `_loss`, `_error` and `_gradient`.
+    """
+
+    pool_first = False                       # whether pooling may also come before ReLU
+
+    def __init__(self, config: CoreConfig, network: Execution, batch: int, capacity: int, steps: int,
                  first_tag: int = 0):
-        if not isinstance(network, Niti):
-            raise CompileError(f"the core does not run method {network.method!r}; it runs {', '.join(MODES)}")
         self.config, self.network = config, network
         if not 1 <= steps <= capacity:
             raise CompileError(f"a doorbell runs 1 to {capacity} steps, not {steps}")
         self.batch, self.capacity, self.steps = batch, capacity, steps
-        self.mode = network.mode
         self.memory = MemoryMap(config.line_bytes)
         self.program = ProgramBuilder(first_tag)
         self.registers = _Registers()
@@ -176,9 +183,9 @@ class _Compiler:
                 case Conv2d() | Linear():
                     stages.append(Stage(layer, geometry(layer, self.batch, shape, not stages)))
                     shape = layer.output_shape if isinstance(layer, Conv2d) else (1, 1, layer.features)
-                case Relu() if stages and not stages[-1].relu and not stages[-1].pool:
+                case Relu() if stages and not stages[-1].relu and (self.pool_first or not stages[-1].pool):
                     stages[-1].relu = True
-                case MaxPool(size=2) if stages and stages[-1].relu and not stages[-1].pool:
+                case MaxPool(size=2) if stages and not stages[-1].pool and (self.pool_first or stages[-1].relu):
                     stages[-1].pool = True
                     shape = layer.output_shape
                 case Flatten():
@@ -187,37 +194,6 @@ class _Compiler:
                     raise CompileError(f"layer {layer.name} of {description.name}: the core runs a convolution or "
                                        "linear layer, then ReLU, then 2x2 max-pool, in this order")
         return stages
-
-    def _allocate(self):
-        v, line = self.config.vector, self.config.line_bytes
-        wide = self.network.weight_bits == 16
-        add = self.memory.add
-        for k, stage in enumerate(self.stages):
-            g, name = stage.g, stage.name
-            if k == 0:
-                layout = (RawTensor((g.n, g.h, g.image_w, g.channels), line) if g.folded
-                          else PixelTensor((g.n, g.h, g.w, g.ci), v))
-                stage.x = add("images", layout, self.capacity)
-            else:
-                stage.x = self.stages[k - 1].out
-            w_shape = (g.co, g.kh, g.kw, g.ci)
-            stage.w = add(f"{name}.datapath" if wide else f"{name}.weight", WeightTensor(w_shape, v))
-            stage.master = add(f"{name}.weight", WeightTensor(w_shape, v, "int16")) if wide else stage.w
-            stage.y = add(f"{name}.accumulator", PixelTensor((g.n, g.ho, g.wo, g.co), v, "int32"))
-            rows, columns = (g.ho // 2, g.wo // 2) if stage.pool else (g.ho, g.wo)
-            out = PixelTensor((g.n, rows, columns, g.co), v)
-            last = k == len(self.stages) - 1
-            stage.out = add("logits" if last else f"{self.stages[k + 1].name}.activation", out)
-            if stage.pool:
-                stage.choice = add(f"{name}.choice", out)
-            stage.e = add(f"{name}.error", PixelTensor((g.n, g.ho, g.wo, g.co), v))
-            stage.dw = add(f"{name}.gradient", WeightTensor(w_shape, v, "int32"))
-            if k:
-                stage.ex = add(f"{name}.error_accumulator", PixelTensor((g.n, g.h, g.w, g.ci), v, "int32"))
-        self.labels = add("labels", PixelTensor((self.batch, 1, 1, 1), v, "uint8"), self.capacity)
-        self.exponents = add("exponents", RawTensor((self.capacity,), line, "int32"))
-        self.weight_exponents = add("weight exponents", RawTensor((len(self.stages),), line, "int32"))
-        self.dump = add("scalars", RawTensor((scalar.REGISTERS,), line, "int32"))
 
     # Descriptors
 
@@ -232,12 +208,16 @@ class _Compiler:
                          header={"base_a": base})
 
     def _vector(self, function: Function, loops, stage_name: str, step: str, reads, writes, *, source0=None,
-                source1=None, source2=None, target0=None, target1=None, header=None, **fields):
-        """One elementwise pass. ``loops`` are up to five counts; a stream is (address, strides, bytes per element)."""
+                source1=None, source2=None, target0=None, target1=None, maximum=None, header=None, **fields):
+        """One elementwise pass. ``loops`` are up to five counts; a stream is (address, strides, bytes per element).
+        ``maximum`` : the scalar register that takes the largest magnitude of the results.
+        """
         loops = list(loops) + [1] * (5 - len(loops))
         sections = {"function": function, **{f"count{k}": count for k, count in enumerate(loops)}, **fields}
         enable = (source1 is not None) | (source2 is not None) << 1 | (target1 is not None) << 2 | (
-            target0 is not None) << 3
+            target0 is not None) << 3 | (maximum is not None) << 4
+        if maximum is not None:
+            sections |= {"range_register": maximum, "range_clear": 1}
         for name, place in (("source0", source0), ("source1", source1), ("source2", source2), ("target0", target0),
                              ("target1", target1)):
             if place is None:
@@ -280,12 +260,49 @@ class _Compiler:
         return [(region.name, chunk.start) for chunk in self._chunks(region.layout)
                 if chunk.start < images.stop and images.start < chunk.stop]
 
-    # Passes
+    # Memory
 
-    def _forward(self, k: int, training: bool):
-        stage, g, r = self.stages[k], self.stages[k].g, self.registers
-        maximum = r[f"{stage.name}.maximum"]
-        blocks = tiling.forward(self.config, g, stage.x.address, stage.x.layout, stage.w.address, stage.w.layout,
+    def _allocate(self):
+        v, line = self.config.vector, self.config.line_bytes
+        add = self.memory.add
+        for k, stage in enumerate(self.stages):
+            g, name = stage.g, stage.name
+            if k == 0:
+                layout = (RawTensor((g.n, g.h, g.image_w, g.channels), line) if g.folded
+                          else PixelTensor((g.n, g.h, g.w, g.ci), v))
+                stage.x = add("images", layout, self.capacity)
+            else:
+                stage.x = self.stages[k - 1].out
+            self._allocate_weights(stage)
+            self._allocate_outputs(stage, stage is self.stages[-1])
+            stage.e = add(f"{name}.error", PixelTensor((g.n, g.ho, g.wo, g.co), v))
+            stage.dw = add(f"{name}.gradient", WeightTensor((g.co, g.kh, g.kw, g.ci), v, "int32"))
+            if k:
+                stage.ex = add(f"{name}.error_accumulator", PixelTensor((g.n, g.h, g.w, g.ci), v, "int32"))
+        self.labels = add("labels", PixelTensor((self.batch, 1, 1, 1), v, "uint8"), self.capacity)
+        self.exponents = add("exponents", RawTensor((self.capacity,), line, "int32"))
+        self._allocate_rest()
+        self.dump = add("scalars", RawTensor((scalar.REGISTERS,), line, "int32"))
+
+    def _allocate_rest(self):
+        """What a method keeps once per network."""
+
+    def _activation_layout(self, stage: Stage) -> PixelTensor:
+        """Of the layer's output after pooling."""
+        g = stage.g
+        rows, columns = (g.ho // 2, g.wo // 2) if stage.pool else (g.ho, g.wo)
+        return PixelTensor((g.n, rows, columns, g.co), self.config.vector)
+
+    def _following(self, stage: Stage) -> str:
+        """What the record calls the layer's output."""
+        k = self.stages.index(stage)
+        return "logits" if stage is self.stages[-1] else f"{self.stages[k + 1].name}.activation"
+
+    # Passes that methods share
+
+    def _forward_products(self, k: int, maximum: int):
+        stage = self.stages[k]
+        blocks = tiling.forward(self.config, stage.g, stage.x.address, stage.x.layout, stage.w.address, stage.w.layout,
                                 stage.y.address, stage.y.layout, maximum)
         for block in blocks:
             header = {"base_a": IMAGES} if k == 0 else {}
@@ -293,33 +310,188 @@ class _Compiler:
             self.program.add(Opcode.PRODUCT, block.sections, layer=stage.name, step="forward", header=header,
                              reads=[*self._keys(stage.x, range(band.n0, band.n0 + band.n)), stage.w.name],
                              writes=[stage.y.name, maximum])
-        output = "logits" if stage is self.stages[-1] else f"{self.stages[k + 1].name}.activation"
-        self._requantize_scalars(stage, "requantize", maximum, f"{stage.name}.activation.exponent",
-                                 f"{stage.name}.weight.exponent", f"{output}.exponent")
+
+    def _error_products(self, k: int, maximum: int):
+        stage = self.stages[k]
+        self._products(tiling.error(self.config, stage.g, stage.e.address, stage.e.layout, stage.w.address,
+                                    stage.w.layout, stage.ex.address, stage.ex.layout, maximum),
+                       stage, "error", lambda band: [stage.e.name, stage.w.name], [stage.ex.name, maximum])
+
+    def _gradient_products(self, k: int, maximum: int):
+        stage = self.stages[k]
+        blocks = tiling.gradient(self.config, stage.g, stage.e.address, stage.e.layout, stage.x.address,
+                                 stage.x.layout, stage.dw.address, stage.dw.layout, maximum)
+        for block in blocks:
+            band = block.band
+            self.program.add(Opcode.PRODUCT, block.sections, layer=stage.name, step="gradient",
+                             header={"base_b": IMAGES} if k == 0 else {},
+                             reads=[stage.e.name, *self._keys(stage.x, range(band.n0, band.n0 + band.n))],
+                             writes=[stage.dw.name, maximum])
+
+    def _to_activations(self, stage: Stage, second: Region | None, **fields):
+        """Sums to int8 activations, after pooling; ``second`` takes target 1."""
         y, out = stage.y.layout, stage.out.layout
         _, ho, wo, _ = y.shape
         _, h, w, _ = out.shape
         for chunk in self._chunks(out):
             first, count = chunk.start, len(chunk)
-            common = {"shift_register": r["shift"], "rounding": self.mode.activation.code, "relu": stage.relu}
-            reads, writes = [stage.y.name, "shift"], [(stage.out.name, first)]
-            source = stage.y.address + first * ho * wo * y.vector_bytes
-            target = stage.out.address + first * h * w * out.vector_bytes
-            if not stage.pool:
-                self._vector(Function.ELEMENTWISE, (out.planes, count, h * w), stage.name, "requantize", reads, writes,
-                             source0=(source, (y.plane_bytes, h * w * y.vector_bytes, y.vector_bytes), 4),
-                             target0=(target, (out.plane_bytes, h * w * out.vector_bytes, out.vector_bytes), 1),
-                             **common)
-                continue
             a, b = y.vector_bytes, out.vector_bytes
-            strides = (out.plane_bytes, w * b, b, 0, 0)
-            choice = {}
-            if training:
-                writes.append((stage.choice.name, first))
-                choice["target1"] = (stage.choice.address + first * h * w * b, strides, 1)
-            self._vector(Function.ELEMENTWISE, (out.planes, count * h, w, 2, 2), stage.name, "requantize", reads,
-                         writes, source0=(source, (y.plane_bytes, 2 * wo * a, 2 * a, wo * a, a), 4),
-                         target0=(target, strides, 1), pool=1, **choice, **common)
+            source = stage.y.address + first * ho * wo * a
+            offset = first * h * w * b
+            if stage.pool:
+                loops, strides = (out.planes, count * h, w, 2, 2), (out.plane_bytes, w * b, b, 0, 0)
+                walk = y.plane_bytes, 2 * wo * a, 2 * a, wo * a, a
+            else:
+                loops, strides = (out.planes, count, h * w), (out.plane_bytes, h * w * b, b)
+                walk = y.plane_bytes, h * w * a, a
+            writes, more = [(stage.out.name, first)], {}
+            if second:
+                writes.append((second.name, first))
+                more["target1"] = second.address + offset, strides, 1
+            self._vector(Function.ELEMENTWISE, loops, stage.name, "requantize", [stage.y.name, "shift"], writes,
+                         source0=(source, walk, 4), target0=(stage.out.address + offset, strides, 1), relu=stage.relu,
+                         pool=stage.pool, **more, **fields)
+
+    def _to_errors(self, k: int, mask: Region | None, choice: Region | None, **fields):
+        """Error sums at the input of stage k to int8 errors at the output of the stage below. ``mask`` and ``choice``
+        are sources 1 and 2; with pooling every result is offered to the four pixels of its window.
+        """
+        stage, below = self.stages[k], self.stages[k - 1]
+        ex, e, x = stage.ex.layout, below.e.layout, stage.x.layout
+        n, h, w, _ = ex.shape
+        a, b = ex.vector_bytes, e.vector_bytes
+        if below.pool:
+            loops, strides = (e.planes, n * h, 2, w, 2), (x.plane_bytes, w * b, 0, b, 0)
+            source = ex.plane_bytes, w * a, 0, a, 0
+            target = e.plane_bytes, 4 * w * b, 2 * w * b, 2 * b, b
+        else:
+            loops, strides = (e.planes, n, h * w), (x.plane_bytes, h * w * b, b)
+            source, target = (ex.plane_bytes, h * w * a, a), (e.plane_bytes, h * w * b, b)
+        more = {}
+        if mask:
+            more |= {"mask": 1, "source1": (mask.address, strides, 1)}
+        if choice:
+            more["source2"] = choice.address, strides, 1
+        self._vector(Function.ELEMENTWISE, loops, stage.name, "error requantize",
+                     [stage.ex.name, "shift", *self._keys(stage.x, range(n))], [below.e.name],
+                     source0=(stage.ex.address, source, 4), target0=(below.e.address, target, 1), unpool=below.pool,
+                     **more, **fields)
+
+    def _to_datapath(self, stage: Stage, step: str, reads=(), **fields):
+        """The int8 weights of the products, from the masters."""
+        v, width = self.config.vector, stage.master.layout.itemsize
+        tiles = stage.master.layout.nbytes // stage.master.layout.tile_bytes
+        self._vector(Function.ELEMENTWISE, (1, tiles, v), stage.name, step, [stage.master.name, *reads],
+                     [stage.w.name], source0=(stage.master.address, (0, width * v * v, width * v), width),
+                     target0=(stage.w.address, (0, v * v, v), 1), **fields)
+
+    def _input_exponent(self):
+        register = self.registers[f"{self.stages[0].name}.activation.exponent"]
+        self._scalar([(Op.WORD, register)], self.stages[0].name, "exponents", load=self.exponents.address,
+                     base=EXPONENTS)
+        self.scalars[f"{self.stages[0].name}.activation.exponent"] = register
+
+    def _finish(self) -> Compiled:
+        self._scalar([], "", "step done", dump=self.dump.address)
+        increments = {IMAGES: self.stages[0].x.nbytes, LABELS: self.labels.nbytes, EXPONENTS: 4}
+        self.program.loop(self.steps, increments)
+        self.program.end()
+        # The program comes last in memory, so programs of one network share the addresses of all tensors.
+        place = self.memory.add("program", RawTensor((self.program.nbytes,), self.config.line_bytes, "uint8"))
+        return Compiled(self.config, self.network.description, self.network.method, self.batch, self.steps,
+                        self.program.finish(place.address, self.steps), self.memory.regions, self.tensors, self.scalars,
+                        self.dump, ceil_div(self.memory.next, 4096) * 4096, self.stages)
+
+    def training(self, rate: int) -> Compiled:
+        self._allocate()
+        self._prologue()
+        self.program.barrier()
+        self._input_exponent()
+        for k in range(len(self.stages)):
+            self._forward(k, True)
+        self._loss()
+        for k in reversed(range(len(self.stages))):
+            if k:
+                self._error(k)
+            self._gradient(k, rate)
+        for k, stage in enumerate(self.stages):
+            name, g = stage.name, stage.g
+            x_shape = (g.n, g.h, g.image_w, g.channels) if g.folded else (g.n, g.h, g.w, g.ci)
+            if k == 0:
+                x_shape = (g.n, *self.network.description.input_shape)
+            elif isinstance(stage.layer, Linear):
+                x_shape = (g.n, g.h * g.w * g.ci)
+            out = (g.n, g.co) if isinstance(stage.layer, Linear) else (g.n, g.ho, g.wo, g.co)
+            weights = stage.layer.weight_shape
+            self.tensors |= {f"{name}.activation": Tensor(stage.x, x_shape), f"{name}.error": Tensor(stage.e, out),
+                             f"{name}.gradient": Tensor(stage.dw, weights),
+                             f"{name}.weight": Tensor(stage.master, weights),
+                             f"{name}.accumulator": Tensor(stage.y, out)}
+            if k:
+                self.tensors[f"{name}.error_accumulator"] = Tensor(stage.ex, x_shape)
+        self.tensors["logits"] = Tensor(self.stages[-1].out, (self.batch, self.stages[-1].g.co))
+        return self._finish()
+
+    def inference(self) -> Compiled:
+        self._allocate()
+        self._prologue()
+        self.program.barrier()
+        self._input_exponent()
+        for k in range(len(self.stages)):
+            self._forward(k, False)
+        self.tensors["logits"] = Tensor(self.stages[-1].out, (self.batch, self.stages[-1].g.co))
+        return self._finish()
+
+
+class NitiCompiler(Compiler):
+    def __init__(self, config: CoreConfig, network: Niti, *sizes):
+        super().__init__(config, network, *sizes)
+        self.mode = network.mode
+        self.wide = network.weight_bits == 16
+
+    def _allocate_weights(self, stage: Stage):
+        g, v, name = stage.g, self.config.vector, stage.name
+        shape = (g.co, g.kh, g.kw, g.ci)
+        stage.w = self.memory.add(f"{name}.datapath" if self.wide else f"{name}.weight", WeightTensor(shape, v))
+        stage.master = (self.memory.add(f"{name}.weight", WeightTensor(shape, v, "int16")) if self.wide else stage.w)
+
+    def _allocate_outputs(self, stage: Stage, last: bool):
+        g, add, out = stage.g, self.memory.add, self._activation_layout(stage)
+        stage.y = add(f"{stage.name}.accumulator", PixelTensor((g.n, g.ho, g.wo, g.co), self.config.vector, "int32"))
+        stage.out = add(self._following(stage), out)
+        if stage.pool:
+            stage.choice = add(f"{stage.name}.choice", out)
+
+    def _allocate_rest(self):
+        self.weight_exponents = self.memory.add("weight exponents",
+                                                RawTensor((len(self.stages),), self.config.line_bytes, "int32"))
+
+    def _prologue(self):
+        """Once per doorbell: weight exponents from memory, and the int8 weights of wide masters."""
+        for k, stage in enumerate(self.stages):
+            register = self.registers[f"{stage.name}.weight.exponent"]
+            self.scalars[f"{stage.name}.weight.exponent"] = register
+            program = [(Op.WORD, register)]
+            if self.wide:                    # the int8 weights are the masters without their low 8 bits
+                self.scalars[f"{stage.name}.weight.exponent"] = master = self.registers[f"{stage.name}.master"]
+                program = [(Op.WORD, master), (Op.ADDI, register, master, 8)]
+            self._scalar(program, stage.name, "exponents", load=self.weight_exponents.address + 4 * k)
+            if self.wide:
+                self._narrow(stage)
+
+    def _narrow(self, stage: Stage):
+        self._scalar([(Op.SET, self.registers["shift"], 8)], stage.name, "narrow", writes=["shift"])
+        self._to_datapath(stage, "narrow", ["shift"], shift_register=self.registers["shift"],
+                          rounding=Rounding.PSEUDO_STOCHASTIC.code)
+
+    def _forward(self, k: int, training: bool):
+        stage, r = self.stages[k], self.registers
+        maximum = r[f"{stage.name}.maximum"]
+        self._forward_products(k, maximum)
+        self._requantize_scalars(stage, "requantize", maximum, f"{stage.name}.activation.exponent",
+                                 f"{stage.name}.weight.exponent", f"{self._following(stage)}.exponent")
+        self._to_activations(stage, stage.choice if training else None, shift_register=r["shift"],
+                             rounding=self.mode.activation.code)
 
     def _requantize_scalars(self, stage: Stage, step: str, maximum: int, exponent_a: str, exponent_b: str, result: str):
         """shift = max(ceil_log2(maximum) - 7, 0), raised to the method's minimum; exponents add up."""
@@ -355,52 +527,20 @@ class _Compiler:
     def _error(self, k: int):
         stage, below, r = self.stages[k], self.stages[k - 1], self.registers
         maximum = r[f"{stage.name}.error_maximum"]
-        self._products(tiling.error(self.config, stage.g, stage.e.address, stage.e.layout, stage.w.address,
-                                    stage.w.layout, stage.ex.address, stage.ex.layout, maximum),
-                       stage, "error", lambda band: [stage.e.name, stage.w.name], [stage.ex.name, maximum])
+        self._error_products(k, maximum)
         self._requantize_scalars(stage, "error requantize", maximum, f"{stage.name}.error.exponent",
                                  f"{stage.name}.weight.exponent", f"{below.name}.error.exponent")
-        ex, e, x = stage.ex.layout, below.e.layout, stage.x.layout
-        n, h, w, _ = ex.shape
-        a, b = ex.vector_bytes, e.vector_bytes
-        common = {"shift_register": r["shift"], "rounding": self.mode.error.code}
-        reads = [stage.ex.name, "shift", *self._keys(stage.x, range(n))]
-        mask = {}
-        if below.relu:
-            mask = {"mask": 1}
-        if not below.pool:
-            strides = (x.plane_bytes, h * w * b, b)
-            if mask:
-                mask["source1"] = (stage.x.address, strides, 1)
-            self._vector(Function.ELEMENTWISE, (e.planes, n, h * w), stage.name, "error requantize", reads,
-                         [below.e.name], source0=(stage.ex.address, (ex.plane_bytes, h * w * a, a), 4),
-                         target0=(below.e.address, (e.plane_bytes, h * w * b, b), 1), **mask, **common)
-            return
-        # Unpooling: every result of the pooled image is offered to the four pixels of its window.
-        strides = (x.plane_bytes, w * b, 0, b, 0)
-        if mask:
-            mask["source1"] = (stage.x.address, strides, 1)
-        self._vector(Function.ELEMENTWISE, (e.planes, n * h, 2, w, 2), stage.name, "error requantize", reads,
-                     [below.e.name], source0=(stage.ex.address, (ex.plane_bytes, w * a, 0, a, 0), 4),
-                     source2=(below.choice.address, strides, 1), unpool=1,
-                     target0=(below.e.address, (e.plane_bytes, 4 * w * b, 2 * w * b, 2 * b, b), 1), **mask, **common)
+        self._to_errors(k, stage.x if below.relu else None, below.choice, shift_register=r["shift"],
+                        rounding=self.mode.error.code)
 
-    def _gradient(self, k: int, bits: int):
+    def _gradient(self, k: int, rate: int):
         stage, r = self.stages[k], self.registers
         maximum = r[f"{stage.name}.gradient_maximum"]
-        blocks = tiling.gradient(self.config, stage.g, stage.e.address, stage.e.layout, stage.x.address,
-                                 stage.x.layout, stage.dw.address, stage.dw.layout, maximum)
-        for block in blocks:
-            band = block.band
-            self.program.add(Opcode.PRODUCT, block.sections, layer=stage.name, step="gradient",
-                             header={"base_b": IMAGES} if k == 0 else {},
-                             reads=[stage.e.name, *self._keys(stage.x, range(band.n0, band.n0 + band.n))],
-                             writes=[stage.dw.name, maximum])
-        wide = self.network.weight_bits == 16
+        self._gradient_products(k, maximum)
         shift = r["shift"]
         # A maximum of 0 or 1 gives no update: a shift of 62 rounds everything to zero.
         self._scalar([(Op.CEIL_LOG2, r["temporary"], maximum),
-                      (Op.ADDI, shift, r["temporary"], -(bits + 8 * wide)), (Op.SET, r["all"], 62),
+                      (Op.ADDI, shift, r["temporary"], -(rate + 8 * self.wide)), (Op.SET, r["all"], 62),
                       (Op.SELECT_ZERO, shift, r["all"], shift, r["temporary"])], stage.name, "update",
                      reads=[maximum], writes=["shift"])
         dw, master = stage.dw.layout, stage.master.layout
@@ -413,109 +553,30 @@ class _Compiler:
         self._vector(Function.UPDATE, loops, stage.name, "update", [stage.dw.name, "shift", stage.master.name],
                      [stage.master.name], source0=linear(stage.dw, 4), source1=linear(stage.master, size),
                      target0=linear(stage.master, size), shift_register=shift, rounding=self.mode.gradient.code)
-        if wide:
+        if self.wide:
             self._narrow(stage)
 
-    def _narrow(self, stage: Stage):
-        """The int8 weights of the products, from the int16 masters."""
-        r, v = self.registers, self.config.vector
-        layout = stage.master.layout
-        tiles = layout.nbytes // layout.tile_bytes
-        self._scalar([(Op.SET, r["shift"], 8)], stage.name, "narrow", writes=["shift"])
-        self._vector(Function.ELEMENTWISE, (1, tiles, v), stage.name, "narrow", [stage.master.name, "shift"],
-                     [stage.w.name], source0=(stage.master.address, (0, 2 * v * v, 2 * v), 2),
-                     target0=(stage.w.address, (0, v * v, v), 1), shift_register=r["shift"],
-                     rounding=Rounding.PSEUDO_STOCHASTIC.code)
 
-    def _prologue(self):
-        """Once per doorbell: weight exponents from memory, and the int8 weights of wide masters."""
-        wide = self.network.weight_bits == 16
-        for k, stage in enumerate(self.stages):
-            register = self.registers[f"{stage.name}.weight.exponent"]
-            self.scalars[f"{stage.name}.weight.exponent"] = register
-            program = [(Op.WORD, register)]
-            if wide:                         # the int8 weights are the masters without their low 8 bits
-                self.scalars[f"{stage.name}.weight.exponent"] = master = self.registers[f"{stage.name}.master"]
-                program = [(Op.WORD, master), (Op.ADDI, register, master, 8)]
-            self._scalar(program, stage.name, "exponents", load=self.weight_exponents.address + 4 * k)
-            if wide:
-                self._narrow(stage)
-        self.program.barrier()
+def _compiler(config: CoreConfig, network: Execution, *sizes) -> Compiler:
+    from .dfp import DfpCompiler
+    from .wage import WageCompiler
 
-    def _input_exponent(self):
-        register = self.registers[f"{self.stages[0].name}.activation.exponent"]
-        self._scalar([(Op.WORD, register)], self.stages[0].name, "exponents", load=self.exponents.address,
-                     base=EXPONENTS)
-        self.scalars[f"{self.stages[0].name}.activation.exponent"] = register
-
-    def _finish(self) -> Compiled:
-        self._scalar([], "", "step done", dump=self.dump.address)
-        increments = {IMAGES: self.stages[0].x.nbytes, LABELS: self.labels.nbytes, EXPONENTS: 4}
-        self.program.loop(self.steps, increments)
-        self.program.end()
-        # The program comes last in memory, so programs of one network share the addresses of all tensors.
-        place = self.memory.add("program", RawTensor((self.program.nbytes,), self.config.line_bytes, "uint8"))
-        return Compiled(self.config, self.network.description, self.network.method, self.batch, self.steps,
-                        self.program.finish(place.address, self.steps), self.memory.regions, self.tensors, self.scalars,
-                        self.dump, ceil_div(self.memory.next, 4096) * 4096, self.stages)
-
-    def training(self, bits: int) -> Compiled:
-        self._allocate()
-        self._prologue()
-        self._input_exponent()
-        for k in range(len(self.stages)):
-            self._forward(k, True)
-        self._loss()
-        for k in reversed(range(len(self.stages))):
-            if k:
-                self._error(k)
-            self._gradient(k, bits)
-        for k, stage in enumerate(self.stages):
-            name, g = stage.name, stage.g
-            x_shape = (g.n, g.h, g.image_w, g.channels) if g.folded else (g.n, g.h, g.w, g.ci)
-            if k == 0:
-                x_shape = (g.n, *self.network.description.input_shape)
-            elif isinstance(stage.layer, Linear):
-                x_shape = (g.n, g.h * g.w * g.ci)
-            out = (g.n, g.co) if isinstance(stage.layer, Linear) else (g.n, g.ho, g.wo, g.co)
-            weights = stage.layer.weight_shape
-            self.tensors |= {f"{name}.activation": Tensor(stage.x, x_shape), f"{name}.error": Tensor(stage.e, out),
-                             f"{name}.gradient": Tensor(stage.dw, weights),
-                             f"{name}.weight": Tensor(stage.master, weights),
-                             f"{name}.accumulator": Tensor(stage.y, out)}
-            if k:
-                self.tensors[f"{name}.error_accumulator"] = Tensor(stage.ex, x_shape)
-        self.tensors["logits"] = Tensor(self.stages[-1].out, (self.batch, self.stages[-1].g.co))
-        return self._finish()
-
-    def inference(self) -> Compiled:
-        self._allocate()
-        self._prologue()
-        self._input_exponent()
-        for k in range(len(self.stages)):
-            self._forward(k, False)
-        self.tensors["logits"] = Tensor(self.stages[-1].out, (self.batch, self.stages[-1].g.co))
-        return self._finish()
+    methods = {Niti: NitiCompiler, Wage: WageCompiler, Dfp: DfpCompiler}
+    if type(network) not in methods:
+        raise CompileError(f"the core does not run method {network.method!r}; it runs {', '.join(MODES)}, wage, dfp")
+    return methods[type(network)](config, network, *sizes)
 
 
-def _compiler(network) -> type[_Compiler]:
-    """The compiler of a network's method."""
-    if isinstance(network, Dfp):
-        from .dfp import DfpCompiler  # builds on this module
-        return DfpCompiler
-    return _Compiler
-
-
-def compile_training(config: CoreConfig, network: Niti, *, batch: int, capacity: int, steps: int,
-                     bits: int) -> Compiled:
-    """A program of ``steps`` whole training steps at one learning rate (``bits`` of the largest update), with memory
+def compile_training(config: CoreConfig, network: Execution, *, batch: int, capacity: int, steps: int,
+                     rate: int) -> Compiled:
+    """A program of ``steps`` whole training steps at one learning rate (golden.schedules.learning_rate), with memory
     for ``capacity`` batches. Raises :class:`CompileError` when the network does not fit the core.
     """
-    return _compiler(network)(config, network, batch, capacity, steps).training(bits)
+    return _compiler(config, network, batch, capacity, steps).training(rate)
 
 
-def compile_inference(config: CoreConfig, network: Niti, *, batch: int, capacity: int, steps: int) -> Compiled:
+def compile_inference(config: CoreConfig, network: Execution, *, batch: int, capacity: int, steps: int) -> Compiled:
     """A program of ``steps`` forward passes; logits are read after each step-done write. Tensors lie where the
     training program of the same capacity has them, so it uses the weights trained there.
     """
-    return _compiler(network)(config, network, batch, capacity, steps, INFERENCE_TAGS).inference()
+    return _compiler(config, network, batch, capacity, steps, INFERENCE_TAGS).inference()

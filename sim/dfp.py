@@ -20,14 +20,14 @@ from hw.config import CoreConfig
 from hw.descriptor import SCALAR_OPERATIONS, Opcode
 from hw.scalar import Operation as Op
 from hw.vector import Function
-from hw.wide import RANGES, Lane
+from hw.wide import RANGES
 from hw.wide import WideOperation as Wide
 
 from . import microprograms, tiling
-from .compiler import IMAGES, LABELS, Compiled, Stage, Tensor, _Compiler, _Registers, geometry
+from .compiler import IMAGES, LABELS, Compiled, Compiler, Stage, Tensor, geometry
 from .layout import PixelTensor, RawTensor, WeightTensor
 from .microprograms import A, Microprograms, X, Y, Z
-from .program import CompileError, MemoryMap, ProgramBuilder, Region
+from .program import CompileError, ProgramBuilder, Region
 
 __all__ = ["DfpCompiler", "DfpCompiled"]
 
@@ -83,24 +83,18 @@ class Error:
     int8: tuple[Region, str] | None = None
 
 
-class DfpCompiler(_Compiler):
+class DfpCompiler(Compiler):
     def __init__(self, config: CoreConfig, network: Dfp, batch: int, capacity: int, steps: int, first_tag: int = 0):
-        self.config, self.network = config, network
-        if not 1 <= steps <= capacity:
-            raise CompileError(f"a doorbell runs 1 to {capacity} steps, not {steps}")
-        self.log2_batch = check_power_of_two(batch)
-        self.batch, self.capacity, self.steps, self.first_tag = batch, capacity, steps, first_tag
-        self.memory = MemoryMap(config.line_bytes)
-        self.program = ProgramBuilder(first_tag)
-        self.registers = _Registers()
+        super().__init__(config, network, batch, capacity, steps, first_tag)
+        self.log2_batch, self.first_tag = check_power_of_two(batch), first_tag
         self.programs = Microprograms()
-        self.tensors: dict[str, Tensor] = {}
-        self.scalars: dict[str, int] = {}
-        self.stages: list[Stage] = []
         self.state_regions: dict[str, Region] = {}
         for k in range(RANGES):
             self.registers[f"range{k}"]
         self._allocate()
+
+    def _stages(self, description):
+        return []                        # layers find their place in `_allocate`
 
     # Memory
 
@@ -167,6 +161,11 @@ class DfpCompiler(_Compiler):
                      range_register=self.registers["range0"], ranges=ranges, rounding=rounding.code, **(random or {}),
                      **streams)
 
+    def _maximum(self, loops, layer: str, step: str, reads, **streams):
+        """Register "length" = the largest magnitude of source 0, after the mask if there is one."""
+        self._vector(Function.ELEMENTWISE, loops, layer, step, reads, [], shift_register=scalar.ZERO, target_width=2,
+                     rounding=Rounding.TRUNCATE.code, maximum=self.registers["length"], **streams)
+
     @staticmethod
     def _walk(region: Region):
         """(loops, stream) over the vectors of a tensor of pixels."""
@@ -190,14 +189,11 @@ class DfpCompiler(_Compiler):
 
     # Scalar programs
 
-    def _shift_scalars(self, exponents, result: str, *, maximum: str = "", constant: int = 0) -> list[tuple]:
-        """shift = max(bit length - 7, 0); the result's exponent is the sum's plus shift. The bit length is that of a
-        ``maximum``, or what a pass left in range0.
-        """
+    def _shift_scalars(self, exponents, result: str, maximum: str, constant: int = 0) -> list[tuple]:
+        """shift = max(bit length of the maximum - 7, 0); the result's exponent is the sum's plus shift."""
         r = self.registers
         shift, exponent = r["shift"], r[result]
-        program = [(Op.BIT_LENGTH, shift, r[maximum])] if maximum else [(Op.ADDI, shift, r["range0"], 0)]
-        program += [(Op.ADDI, shift, shift, -7), (Op.MAX, shift, shift, scalar.ZERO)]
+        program = [(Op.BIT_LENGTH, shift, r[maximum]), (Op.ADDI, shift, shift, -7), (Op.MAX, shift, shift, scalar.ZERO)]
         if exponents:
             program.append((Op.EXPONENT, exponent, r[exponents[0]], r[exponents[1]] if exponents[1:] else scalar.ZERO))
         else:
@@ -246,9 +242,8 @@ class DfpCompiler(_Compiler):
         for stage in self.stages:
             name, layer, region = stage.name, stage.layer, self.state_regions[f"{stage.name}.weight"]
             loops, source = self._weights_walk(region)
-            self._wide([(Wide.RANGE, 0, X)], loops, name, "datapath weight", [region.name], [], source0=source,
-                       ranges=1)
-            self._scalar(self._shift_scalars([f"{name}.weight.exponent"], f"{name}.datapath.exponent"), name,
+            self._maximum(loops, name, "datapath weight", [region.name], source0=source)
+            self._scalar(self._shift_scalars([f"{name}.weight.exponent"], f"{name}.datapath.exponent", "length"), name,
                          "datapath weight")
             rounding = {"rounding": Rounding.HALF_UP.code}
             if training and self.network.stochastic:
@@ -270,7 +265,7 @@ class DfpCompiler(_Compiler):
             stream = value.stream if self.network.stochastic else None
             strides = (v, h * w * c, c) if pool is None else (v, 2 * w * c, 2 * c, w * c, c)
             if value.int8 is None:
-                self._scalar(self._shift_scalars(value.exponent, exponent, maximum=value.maximum), layer, "requantize",
+                self._scalar(self._shift_scalars(value.exponent, exponent, value.maximum), layer, "requantize",
                              reads=[value.maximum])
                 rounding, register = self._purpose_rounding(stream, strides, training), r["shift"]
             else:
@@ -368,11 +363,11 @@ class DfpCompiler(_Compiler):
                      source0=(stage.y.address, (0, 0, y.vector_bytes, 0, y.plane_bytes), 4),
                      source1=(self.labels.address, (0, 0, v), 1),
                      target0=(sums.address, (0, 0, y.vector_bytes, 0, y.plane_bytes), 4),
-                     shift_register=self.registers["logits.exponent"], classes=classes, header={"base_b": LABELS})
+                     shift_register=self.registers["logits.exponent"], classes=classes, header={"base_b": LABELS},
+                     maximum=self.registers["length"])
         loops, source = self._walk(sums)
-        self._wide([(Wide.RANGE, 0, X)], loops, name, "loss", [sums.name], [], source0=source, ranges=1)
         exponent, region = f"{name}.error.exponent", self._pixels(f"{name}.error", y.shape)
-        self._scalar(self._shift_scalars((), exponent, constant=-PROBABILITY_BITS - self.log2_batch), name, "loss")
+        self._scalar(self._shift_scalars((), exponent, "length", -PROBABILITY_BITS - self.log2_batch), name, "loss")
         strides = (v, classes, classes)
         self._vector(Function.ELEMENTWISE, loops, name, "loss", [sums.name], [region.name], source0=source,
                      target0=self._walk(region)[1], shift_register=self.registers["shift"], rounding=ROUNDING.code,
@@ -389,11 +384,10 @@ class DfpCompiler(_Compiler):
         owner = error.sums.name.partition(".")[0]
         if error.before is not None:
             loops, source = self._walk(sums)
-            self._wide([(Wide.GATE, A, X, Lane(Y)), (Wide.RANGE, 0, A)], loops, owner, "error requantize",
-                       [sums.name, error.before.name], [], source0=source, source1=self._walk(error.before)[1],
-                       ranges=1)
-        maximum = "" if error.before is not None else error.maximum
-        self._scalar(self._shift_scalars(error.exponent, exponent, maximum=maximum), owner, "error requantize",
+            self._maximum(loops, owner, "error requantize", [sums.name, error.before.name], source0=source,
+                          source1=self._walk(error.before)[1], mask=1)
+        maximum = "length" if error.before is not None else error.maximum
+        self._scalar(self._shift_scalars(error.exponent, exponent, maximum), owner, "error requantize",
                      reads=[error.maximum])
         mask = error.before or error.after
         if error.before is not None and error.after is not None:
@@ -564,8 +558,8 @@ class DfpCompiler(_Compiler):
         return DfpCompiled(**{field.name: getattr(compiled, field.name) for field in dataclasses.fields(compiled)},
                            state_regions=self.state_regions)
 
-    def training(self, bits: tuple[int, int]) -> DfpCompiled:
-        return self._compile(bits)
+    def training(self, rate: tuple[int, int]) -> DfpCompiled:
+        return self._compile(rate)
 
     def inference(self) -> DfpCompiled:
         return self._compile(None)

@@ -33,13 +33,16 @@ from pathlib import Path
 
 import numpy as np
 
+from golden.rounding import Rounding
 from hw.array import SystolicArray
 from hw.coalescer import BURST_LINES
 from hw.config import CoreConfig
 from hw.core import READERS, WRITERS
 from hw.descriptor import DESCRIPTOR_WORDS, FORMATS, Mode, Opcode
 from hw.feeder import FEED_LATENCY, result_control
+from hw.lanes import DRAWING
 from hw.operand_buffer import FOLD_LINES
+from hw.random_words import RandomWords
 from hw.read_port import OUTSTANDING_LINES, READ_PATIENCE
 from hw.scalar import REGISTERS
 from hw.sequencer import last_word
@@ -832,6 +835,9 @@ class Estimate:
         counts = [vector[f"count{k}"] for k in range(5)]
         total = int(np.prod(counts))
         loss, pool = vector["function"] == Function.NITI_LOSS, vector["pool"]
+        labels = loss or vector["function"] == Function.SQUARED_ERROR
+        elementwise = vector["function"] in (Function.ELEMENTWISE, Function.UPDATE, Function.SQUARED_ERROR)
+        drawing = elementwise and Rounding(vector["rounding"]) in DRAWING
         yield clock.now + 4
         progress = Gate(clock)
         state = {"consumed": 0}
@@ -848,15 +854,15 @@ class Estimate:
             if k and not enabled >> k - 1 & 1:
                 continue
             name = f"source{k}"
-            loop_counts = counts[:4] + [1] if loss and k == 1 else counts
+            loop_counts = counts[:4] + [1] if labels and k == 1 else counts
             lines, iterations = lines_of(name, loop_counts)
-            scale = counts[4] if loss and k == 1 else 1
+            scale = counts[4] if labels and k == 1 else 1
             source = {"atoms": bursts(lines, self.page, iterations).tolist(), "first": iterations * scale,
                       "hard": set(bursts(lines, self.page).tolist()), "ends": [], "posted": []}
             sources.append(source)
             clock.at(clock.now, self._source(name, source, READERS[name], progress, state))
         for name in ("target0", "target1"):
-            if name == "target1" and not enabled >> 2 & 1:
+            if not enabled >> {"target0": 3, "target1": 2}[name] & 1:
                 continue
             loop_counts = counts[:3] + [1, 1] if pool else counts
             lines, iterations = lines_of(name, loop_counts)
@@ -867,7 +873,7 @@ class Estimate:
             # The last vector of each burst's last line.
             after = np.append(iterations, int(np.prod(loop_counts)))[ends] * (4 if pool else 1)
             targets.append({"name": name, "ends": ends, "after": after, "sent": 0, "buffered": deque(), "last": None})
-        time = clock.now
+        time = clock.now + (RandomWords.key_latency + RandomWords.latency + 1 if drawing else 0)
         if loss:
             classes = vector["classes"]
             per_sample = classes * (3 + max(1, 13 / 4)) + counts[4] + LOSS
@@ -902,7 +908,10 @@ class Estimate:
             time = max(time, clock.now)
         yield clock.now + LANES
         self._command_done()
-        yield clock.now + WRITE_PATIENCE
+        if enabled >> 4 & 1:
+            yield clock.now + 3 + (config.vector - 1).bit_length()
+        if targets:
+            yield clock.now + WRITE_PATIENCE
         for target in targets:
             while target["last"].start is None:
                 yield self.writes.issued
@@ -996,12 +1005,13 @@ def main(options, config: CoreConfig) -> int:
 
 
 def estimate_network(config: CoreConfig, method: str, model: str, data: str, batch: int, settings: MemorySettings,
-                     bits: int = 5):
+                     rate: int | None = None):
     """(compiled, timeline) of one training step."""
     import golden.train
 
     from .compiler import compile_training
 
     network = golden.train.build(method, model, 1, data=data, batch=batch)
-    compiled = compile_training(config, network, batch=batch, capacity=1, steps=1, bits=bits)
+    rate = network.learning_rate() if rate is None else rate
+    compiled = compile_training(config, network, batch=batch, capacity=1, steps=1, rate=rate)
     return compiled, estimate(config, compiled.program, settings)

@@ -12,14 +12,15 @@ from hw.register_map import offset
 from .shared import SimulationError
 
 START, RESET = 1, 2
-BUSY, DONE, ERROR = 1, 2, 4
+BUSY, DONE, ERROR, ZERO = 1, 2, 4, 16
 
 
 async def run(session, *, folder, window, limit, seed, counters):
     """Runs the doorbells listed in ``folder``/doorbells.json.
 
     Each is {"program": address, "step": first step, "writes": [[name, address, offset, size], ...]} with data in
-    ``folder``/doorbells.bin. Between doorbells nothing else is written. Returns per doorbell the cycles and counters.
+    ``folder``/doorbells.bin. Between doorbells nothing else is written. Returns per doorbell the cycles and
+    counters, and whether a tensor was all zero where the method needs its maximum.
     """
     folder = Path(folder)
     data = (folder / "doorbells.bin").read_bytes()
@@ -41,7 +42,7 @@ async def run(session, *, folder, window, limit, seed, counters):
         await session.write_register(offset("STEP"), doorbell["step"])
         await session.ring(offset("CONTROL"), START)
         await session.run_until_interrupt(limit)
-        await check_status(session)
+        zero = bool(await check_status(session) & ZERO)
         await session.write_register(offset("IRQ_STATUS"), 3)
         # The core must leave its inputs alone.
         for name, address, digest, size in written:
@@ -54,7 +55,7 @@ async def run(session, *, folder, window, limit, seed, counters):
             await session.write_register(offset("COUNTER_SELECT"), index)
             low = await session.read_register(offset("COUNTER_VALUE"))
             values.append(low | await session.read_register(offset("COUNTER_VALUE_HIGH")) << 32)
-        results.append({"cycles": cycles, "counters": values})
+        results.append({"cycles": cycles, "counters": values, "zero": zero})
     return results
 
 
@@ -82,7 +83,7 @@ async def products(session, *, programs, window, limit):
 
 
 async def check_status(session):
-    """Raise with the core's own reason if the doorbell ended in an error."""
+    """STATUS; raises with the core's own reason if the doorbell ended in an error."""
     status = await session.read_register(offset("STATUS"))
     if status & ERROR:
         code = await session.read_register(offset("ERROR_CODE"))
@@ -93,3 +94,4 @@ async def check_status(session):
                               f"address {address:#x}")
     if not status & DONE or status & BUSY:
         raise SimulationError(f"the core raised its interrupt but its status is {status:#x}")
+    return status

@@ -29,7 +29,7 @@ def measure_steps(config: CoreConfig, network, dataset, steps: int, *, out: Path
     """
     doorbell = next(_training_doorbells(network, dataset, steps, steps))
     compiled = compiler.compile_training(config, network, batch=network.batch, capacity=steps, steps=steps,
-                                         bits=doorbell.bits)
+                                         rate=doorbell.rate)
     plan = _Plan(Path(out) / "run")
     plan.add(compiled, doorbell, network, compiled.state(network.state))
     plan.close()

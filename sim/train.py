@@ -135,7 +135,7 @@ class Doorbell:
 
     first: int
     batches: list                    # (images, labels)
-    bits: int | None                 # None: inference
+    rate: object                     # of golden.schedules; None: inference
     counted: list[int] = dataclasses.field(default_factory=list)
 
 
@@ -147,11 +147,11 @@ def _training_doorbells(network, dataset, steps: int, capacity: int):
         epoch, position = divmod(step, per_epoch)
         if position == 0:
             batches = data_module.batches(dataset, network.seed, epoch, network.batch, 0)
-        bits = golden.train.learning_rate(network.method, network.description.name, epoch)
-        if current is None or len(current.batches) == capacity or current.bits != bits:
+        rate = golden.train.learning_rate(network.method, network.description.name, epoch)
+        if current is None or len(current.batches) == capacity or current.rate != rate:
             if current:
                 yield current
-            current = Doorbell(step, [], bits)
+            current = Doorbell(step, [], rate)
         current.batches.append(next(batches))
     yield current
 
@@ -214,11 +214,11 @@ def train(config: CoreConfig, network, dataset, steps: int, out: Path, *, settin
     programs: dict = {}
 
     def program(doorbell: Doorbell) -> compiler.Compiled:
-        key = len(doorbell.batches), doorbell.bits
+        key = len(doorbell.batches), doorbell.rate
         if key not in programs:
             sizes = dict(batch=network.batch, capacity=capacity, steps=key[0])
-            programs[key] = (compiler.compile_inference(config, network, **sizes) if doorbell.bits is None
-                             else compiler.compile_training(config, network, **sizes, bits=doorbell.bits))
+            programs[key] = (compiler.compile_inference(config, network, **sizes) if doorbell.rate is None
+                             else compiler.compile_training(config, network, **sizes, rate=doorbell.rate))
         return programs[key]
 
     training = list(_training_doorbells(network, dataset, steps, capacity))
@@ -246,7 +246,7 @@ def train(config: CoreConfig, network, dataset, steps: int, out: Path, *, settin
 
     def consume(snapshot):
         doorbell, k, images, labels = batches.popleft()
-        if doorbell.bits is None:
+        if doorbell.rate is None:
             logits = logits_tensor.unpack(snapshot.regions[logits_place])
             expected, _ = network.forward(images)
             if not np.array_equal(logits, expected):
@@ -305,6 +305,7 @@ def _summary(config, network, floating, dataset, steps, result, checker, lines, 
         "test_images": len(predictions), **accuracies,
         "bit_exact": True,               # the first difference would have ended the run
         "tensors_compared": checker.compared, "not_compared": sorted(checker.not_compared),
+        "zero_tensors": any(doorbell["zero"] for doorbell in result.value[:len(training)]),
         "doorbells": len(training), "host_writes": {name: len(times) for name, times in writes.items()},
         "cycles": cycles, "cycles_per_step": cycles / steps, "macs": macs,
         "mac_utilization": macs / (cycles * config.rows * config.columns),

@@ -17,7 +17,7 @@ from tests.hw.streams import simulate
 
 SMALL = PRESETS["small"]
 DONE, ERROR = 1, 2
-BUSY_BIT, DONE_BIT, ERROR_BIT, IDLE_BIT = 1, 2, 4, 8
+BUSY_BIT, DONE_BIT, ERROR_BIT, IDLE_BIT, ZERO_BIT = 1, 2, 4, 8, 16
 
 
 class Host:
@@ -189,6 +189,10 @@ def test_a_run_that_ends_well():
         await ctx.tick()
         assert dut.pulses == [1, 0]
         assert await host.read("STATUS") == BUSY_BIT
+        ctx.set(dut.zero, 1)                      # sticky until the next doorbell
+        await ctx.tick()
+        ctx.set(dut.zero, 0)
+        assert await host.read("STATUS") == BUSY_BIT | ZERO_BIT
         assert await host.write("CONTROL", 1) == Response.SLVERR
         for name in ("PROGRAM", "WINDOW_BASE", "WINDOW_LIMIT", "STEP", "SEED"):
             assert await host.write(name, 0x55) == Response.SLVERR
@@ -200,7 +204,7 @@ def test_a_run_that_ends_well():
         assert not ctx.get(dut.interrupt)
         ctx.set(dut.idle, 1)
         await host.pulse("done")
-        assert await host.read("STATUS") == DONE_BIT | IDLE_BIT
+        assert await host.read("STATUS") == DONE_BIT | IDLE_BIT | ZERO_BIT
         assert await host.read("STEP") == 11
         assert await host.read("PROGRAM") == 0
         assert await host.read("ERROR_CODE") == 0

@@ -21,6 +21,11 @@ def unit():
     return Native(RoundShift(LANES, Rounding, target_bits=TARGETS))
 
 
+@pytest.fixture(scope="module")
+def flagged():
+    return Native(RoundShift(LANES, Rounding, target_bits=TARGETS, flags=True))
+
+
 def draws(rng, rule, shift, count):
     """What the rule asks for: a word, its top 16 bits, or a number of 0..2**shift-1."""
     if rule is Rounding.STOCHASTIC_MAGNITUDE:
@@ -159,6 +164,24 @@ def test_subsets_of_rules(rules, code, effective):
     simulator.add_testbench(bench)
     simulator.run()
     assert got[RoundShift.latency:] == effective.compute(x, 3).tolist()
+
+
+def test_flags_tell_what_left_the_range(flagged):
+    """Every 16-bit input and shift, and full width: clipped is abs(x) > limit * 2**shift, without rounding."""
+    rng = np.random.default_rng(9)
+    for x in (ALL_16, operands(rng, 32, 4000)):
+        count = len(x) // LANES
+        words = np.concatenate([lanes(x.reshape(count, LANES), 32), np.zeros((RoundShift.latency, LANES), np.uint32)])
+        for shift in range(-40, 64):
+            target = int(rng.integers(3))
+            out = flagged.trace(len(words), ["clipped", "positive"], x=words, shift=shift, target=target,
+                                rounding=int(rng.integers(8)), i_valid=1)
+            limit = (1 << TARGETS[target] - 1) - 1
+            clipped = np.abs(x) > (limit << shift if shift >= 0 else limit >> -shift)
+            for name, want in (("clipped", clipped), ("positive", x > 0)):
+                got = out[name][RoundShift.latency:, None] >> np.arange(LANES) & 1
+                wrong = np.flatnonzero(got.reshape(-1) != want)
+                assert not len(wrong), (name, x[wrong[0]], shift, TARGETS[target])
 
 
 @pytest.mark.parametrize("change, message", [

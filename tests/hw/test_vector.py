@@ -5,7 +5,9 @@ import random
 import numpy as np
 import pytest
 
-from golden import niti, ops
+from golden import niti, ops, wage
+from golden import random as golden_random
+from golden.random import Purpose
 from golden.range import ceil_log2
 from golden.rounding import Rounding
 from hw.config import PRESETS
@@ -307,6 +309,74 @@ def test_weight_update_in_place(width, bits, maximum):
     b.run(bench)
 
 
+@pytest.mark.parametrize("rate, limit, maximum", [
+    (3, 64, 5000), (0, 64, 1 << 30), (-3, 127, 90), (6, 64, 3), (1, 64, 0)])
+def test_wage_update_of_tiled_weights(rate, limit, maximum):
+    """Weights in tiles of V x V with padding get the step of golden's row-major draws; a maximum of 0 is noted."""
+    b = Bench("tiny", "both")
+    v, (co, taps, ci), layer, seed, step = b.lanes, (6, 3, 7), 2, 11, 5
+    rng = np.random.default_rng(maximum)
+    gradient = rng.integers(-maximum, maximum + 1, (co, taps, ci)).astype(np.int32)
+    gradient[1, 2, 3] = -maximum
+    master = rng.integers(-limit, limit + 1, gradient.shape).astype(np.int8)
+    draw = golden_random.words(seed, step, golden_random.stream(layer, Purpose.GRADIENT), gradient.shape) >> 16
+    expected = wage.update(master, wage.weight_step(gradient, rate, draw), limit)
+
+    def tiled(x):
+        padded = np.zeros((2 * v, taps, 2 * v), x.dtype)
+        padded[:co, :, :ci] = x
+        return padded.reshape(2, v, taps, 2, v).transpose(0, 2, 3, 1, 4)
+    b.memory.store(0x1000, tiled(gradient))
+    b.memory.store(0x8000, tiled(master))
+    highest, multiplier = 10, golden_random.INDEX_MULTIPLIER
+    program = assemble([(Operation.NEAREST_LOG2, SHIFT, highest), (Operation.ADDI, SHIFT, SHIFT, -rate)])
+    places = {"random": [n * multiplier % 2**32 for n in (v * taps * ci, ci, v, taps * ci)]}
+    for name, width in (("source0", 4), ("source1", 1), ("target0", 1)):
+        places[name] = [n * width * v for n in (taps * 2 * v, 2 * v, v, 1)]
+    update = {"function": Function.UPDATE, "rounding": Rounding.STOCHASTIC_16.code, "shift_register": SHIFT, "left": 1,
+              "limit": limit, "source0_width": 2, "enable": ENABLE_TARGET0 | ENABLE_SOURCE1, "source0": 0x1000,
+              "source1": 0x8000, "target0": 0x8000, "random_stream": golden_random.stream(layer, Purpose.GRADIENT),
+              **{f"count{k}": n for k, n in enumerate((2, taps, 2, v, 1))},
+              **{f"{name}_stride{k}": n for name, strides in places.items() for k, n in enumerate(strides)}}
+
+    async def bench(ctx):
+        ctx.set(b.dut.seed, seed)
+        ctx.set(b.dut.step, step)
+        await b.set_register(ctx, highest, maximum)
+        await b.command(ctx, b.dut.scalar, {"count": len(program)} | {
+            f"operation{k}": word for k, word in enumerate(program)})
+        await b.command(ctx, b.dut.vector, update)
+        assert np.array_equal(b.memory.load(0x8000, (2, taps, 2, v, v), np.int8), tiled(expected))
+        assert b.pulses == ({"zero_range"} if maximum == 0 else set())
+
+    b.run(bench)
+
+
+@pytest.mark.parametrize("rounding", [Rounding.STOCHASTIC, Rounding.STOCHASTIC_16])
+def test_stochastic_passes_are_unbiased(rounding):
+    """The engine's own draws: the mean of 4096 roundings of each fraction is the fraction, and streams differ."""
+    b = Bench("wide")
+    count, shift = 512, 12
+    fractions = (1, 1000, 2048, 4000)
+    n = count * b.lanes
+    results = []
+
+    async def bench(ctx):
+        await b.set_register(ctx, SHIFT, shift)
+        ctx.set(b.dut.seed, 3)
+        for number, fraction in enumerate(fractions):
+            b.memory.store(0x10000, np.full(n, -fraction if number % 2 else fraction, np.int32))
+            await b.command(ctx, b.dut.vector, plain(count, b.lanes, rounding=rounding.code, random_stream=number,
+                                                     random_stride4=b.lanes * golden_random.INDEX_MULTIPLIER % 2**32))
+            up = np.abs(b.memory.load(0x40000, (n,), np.int8))
+            p = fraction / 2**shift
+            assert abs(up.mean() - p) < 5 * (p * (1 - p) / n) ** 0.5, fraction
+            results.append(up)
+        assert abs(np.corrcoef(results[1], results[3])[0, 1]) < 5 / n ** 0.5
+
+    b.run(bench)
+
+
 @pytest.mark.parametrize("core, classes, samples, exponent, pattern", [
     ("tiny", 10, 8, -3, "none"), ("tiny", 4, 8, -9, "both"), ("wide", 3, 8, 0, "both"), ("wide", 10, 6, -8, "source"),
     ("wide", 10, 3, -30000, "sink"),
@@ -359,6 +429,13 @@ ILLEGAL = [
     {"enable": ENABLE_TARGET0 | ENABLE_TARGET1}, {"function": Function.UPDATE},
     {"function": Function.UPDATE, "relu": 1, "enable": ENABLE_TARGET0 | ENABLE_SOURCE1},
     {"function": Function.FILL, "enable": ENABLE_TARGET0 | ENABLE_SOURCE1},
+    {"function": Function.FILL, "enable": ENABLE_RANGE}, {"blocked": 1}, {"function": Function.UPDATE, "state": 1,
+     "enable": ENABLE_TARGET0 | ENABLE_SOURCE1},
+    {"state": 1, "mask": 1, "enable": ENABLE_TARGET0 | ENABLE_SOURCE1},
+    {"state": 1, "pool": 1, "count3": 2, "count4": 2, "rounding": Rounding.STOCHASTIC.code},
+    {"function": Function.SQUARED_ERROR}, {"function": Function.SQUARED_ERROR, "source1_width": 1,
+     "enable": ENABLE_TARGET0 | ENABLE_SOURCE1},
+    {"function": Function.SQUARED_ERROR, "count3": 5, "enable": ENABLE_TARGET0 | ENABLE_SOURCE1},
     {"pool": 1, "mask": 1, "count3": 2, "count4": 2, "enable": ENABLE_TARGET0 | ENABLE_SOURCE1},
     {"function": Function.NITI_LOSS, "classes": 10, "source0_width": 0, "count4": 2,
      "enable": ENABLE_TARGET0 | ENABLE_SOURCE1},
@@ -418,7 +495,7 @@ def test_dump_is_the_last_write():
     b.run(bench)
 
 
-@pytest.mark.parametrize("kind", ["plain", "pool", "unpool", "update", "fill", "random"])
+@pytest.mark.parametrize("kind", ["plain", "pool", "pool first", "unpool", "update", "fill", "random", "maximum"])
 def test_one_vector_per_cycle(kind):
     """With a memory that never stalls, a pass takes one cycle per source vector plus a fixed overhead."""
     latency = 20
@@ -432,7 +509,10 @@ def test_one_vector_per_cycle(kind):
     if kind == "random":
         latency = b.latency = 35             # the key's 31 cycles hide behind it
         fields |= {"rounding": Rounding.STOCHASTIC.code}
-    if kind == "pool":
+    if kind == "maximum":
+        fields |= {"enable": ENABLE_RANGE}
+    if kind.startswith("pool"):
+        fields["state"] = kind == "pool first"
         fields |= {"pool": 1, "count2": 64, "count3": 2, "count4": 2, "enable": ENABLE_TARGET0 | ENABLE_TARGET1,
                    "source0_stride2": 16 * lanes, "source0_stride3": 8 * lanes, "target0_stride2": lanes,
                    "target1": 0x60000, "target1_stride2": lanes}
@@ -444,7 +524,7 @@ def test_one_vector_per_cycle(kind):
     async def bench(ctx):
         await b.set_register(ctx, SHIFT, 3)
         cycles = await b.command(ctx, b.dut.vector, fields)
-        waiting = latency * (1 if kind == "fill" else 2)
+        waiting = latency * (1 if kind in ("fill", "maximum") else 2)
         assert cycles <= 256 + waiting + 16
         # All cycles are accounted for: the vectors move while busy, and only latency is waited for.
         assert b.events["busy"] >= 256

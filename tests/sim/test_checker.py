@@ -19,7 +19,7 @@ def _network():
 def _setting():
     dataset = data_module.load("digits")
     images, labels = next(iter(data_module.batches(dataset, 1, 0, 8, 0)))
-    compiled = compiler.compile_training(PRESETS["tiny"], _network(), batch=8, capacity=2, steps=2, bits=5)
+    compiled = compiler.compile_training(PRESETS["tiny"], _network(), batch=8, capacity=2, steps=2, rate=5)
     return compiled, images, labels
 
 
@@ -83,23 +83,23 @@ def test_a_skipped_step_is_found():
         checker.step(_snapshot(compiled, record, checker, step=3), images, labels)
 
 
-@pytest.mark.parametrize("method", ["niti", "niti-2020"])
+@pytest.mark.parametrize("method", ["niti", "niti-2020", "wage"])
 def test_programs_hold_nothing_that_depends_on_data(method):
     """Another seed means other weights, exponents, images and shifts; the program stays the same."""
     images = []
     for seed in (1, 2):
         network = golden.train.build(method, "tiny-cnn", seed, data="digits", batch=8)
-        compiled = compiler.compile_training(PRESETS["small"], network, batch=8, capacity=10, steps=10, bits=5)
+        compiled = compiler.compile_training(PRESETS["small"], network, batch=8, capacity=10, steps=10, rate=5)
         images.append(compiled.program.image)
     assert images[0] == images[1]
 
 
 @pytest.mark.parametrize("core", ["tiny", "small", "base", "wide"])
 @pytest.mark.parametrize("model, data", [("mlp", "digits"), ("mlp", "mnist"), ("lenet", "mnist"),
-                                         ("tiny-cnn", "digits"), ("bench-cnn", "synthetic")])
+                                         ("tiny-cnn", "digits"), ("bench-cnn", "synthetic"), ("wage-lenet", "mnist")])
 def test_networks_fit_every_core_and_regions_are_apart(core, model, data):
-    network = golden.train.build("niti", model, 1, data=data, batch=32)
-    compiled = compiler.compile_training(PRESETS[core], network, batch=32, capacity=3, steps=2, bits=4)
+    network = golden.train.build("wage" if "wage" in model else "niti", model, 1, data=data, batch=32)
+    compiled = compiler.compile_training(PRESETS[core], network, batch=32, capacity=3, steps=2, rate=4)
     regions = sorted(compiled.regions.values(), key=lambda region: region.address)
     for before, after in zip(regions, regions[1:], strict=False):
         assert before.end <= after.address
@@ -112,7 +112,7 @@ def test_networks_fit_every_core_and_regions_are_apart(core, model, data):
 def test_methods_and_networks_the_core_cannot_run_are_refused():
     with pytest.raises(compiler.CompileError, match="does not run method 'float'"):
         compiler.compile_training(PRESETS["tiny"], golden.train.build("float", "mlp", 1), batch=32, capacity=1, steps=1,
-                                  bits=5)
+                                  rate=5)
     network = golden.train.build("niti", "mlp", 1, batch=32)
     with pytest.raises(compiler.CompileError, match="a doorbell runs 1 to 4 steps, not 5"):
-        compiler.compile_training(PRESETS["tiny"], network, batch=32, capacity=4, steps=5, bits=5)
+        compiler.compile_training(PRESETS["tiny"], network, batch=32, capacity=4, steps=5, rate=5)

@@ -54,12 +54,29 @@ def test_the_command_trains_the_digits_mlp_like_golden(tmp_path, capsys):
     ("tiny", "niti-2020", "mlp", 20, {}),
     ("tiny", "niti", "mlp", 32, {"weight_bits": 16}),
     ("tiny", "niti", "tiny-cnn", 5, {}),
+    ("tiny", "wage", "mlp", 32, {}),
+    ("tiny", "wage", "tiny-cnn", 5, {"master_limit": 127}),
+    pytest.param("small", "wage", "mlp", 32, {}, marks=pytest.mark.slow),
+    pytest.param("wide", "wage", "tiny-cnn", 8, {}, marks=pytest.mark.slow),
     pytest.param("wide", "niti-2020", "tiny-cnn", 8, {}, marks=pytest.mark.slow),
     pytest.param("small", "niti", "tiny-cnn", 32, {}, marks=pytest.mark.slow),
 ])
 def test_networks_are_bit_exact(tmp_path, core, method, model, batch, options):
     summary = _train(core, tmp_path, method, model, steps=3, batch=batch, **options)
     assert summary["bit_exact"] and summary["steps"] == 3
+
+
+def test_wage_of_zero_weights_has_zero_errors_and_no_update(tmp_path):
+    """Sums, errors below the loss and gradients are all zero: the core says so and changes no weight."""
+    dataset = data_module.load("digits")
+    network = golden.train.build("wage", "tiny-cnn", 1, data="digits", batch=5)
+    for name, (array, exponent) in network.state.items():
+        network.state[name] = np.zeros_like(array), exponent
+    summary = train(PRESETS["tiny"], network, dataset, 2, tmp_path, intermediates=True, test_images=0,
+                    log=lambda line: None)
+    assert summary["bit_exact"] and summary["zero_tensors"]
+    assert not any(array.any() for array, _ in network.state.values())
+    assert not _train("tiny", tmp_path / "weights", "wage", steps=1)["zero_tensors"]
 
 
 @pytest.mark.parametrize("model", ["mlp", "tiny-cnn"])
@@ -145,6 +162,7 @@ def test_errors_stop_the_core_and_name_the_descriptor(tmp_path):
 @pytest.mark.parametrize("arguments, message", [
     (["--method", "nitty"], "unknown method 'nitty'"),
     (["--method", "float"], "does not run method 'float'"),
+    (["--method", "wage", "--widths", "28CC"], "runs wage with widths 2888 only, not 28CC"),
     (["--model", "mlpp"], "unknown model 'mlpp'"),
     (["--data", "digit"], "unknown data 'digit'"),
     (["--core", "huge"], "unknown core 'huge'"),
