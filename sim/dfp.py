@@ -12,7 +12,7 @@ import dataclasses
 import numpy as np
 
 from golden.dfp import PROBABILITY_BITS, SGD_WINDOW, STATE_BITS, Dfp, Sgd, check_power_of_two
-from golden.networks import INPUT, Conv2d, Flatten, Linear, MaxPool, Relu
+from golden.networks import INPUT, BatchNorm, Conv2d, Flatten, Linear, MaxPool, Relu
 from golden.random import Purpose
 from golden.rounding import Rounding
 from hw import scalar
@@ -23,7 +23,7 @@ from hw.vector import Function
 from hw.wide import RANGES
 from hw.wide import WideOperation as Wide
 
-from . import microprograms, tiling
+from . import batch_norm, microprograms, tiling
 from .compiler import IMAGES, LABELS, Compiled, Compiler, Stage, Tensor, geometry
 from .layout import PixelTensor, RawTensor, WeightTensor
 from .microprograms import A, Microprograms, X, Y, Z
@@ -33,6 +33,9 @@ __all__ = ["DfpCompiler", "DfpCompiled"]
 
 NEVER = 400_000
 """An exponent beyond all that occur: what a zero tensor contributes to a minimum."""
+
+LENGTHS = ("range0", "bits")
+"""Registers that hold bit lengths, not maxima."""
 
 ROUNDING = Rounding.STOCHASTIC
 
@@ -54,13 +57,14 @@ class DfpCompiled(Compiled):
 
 @dataclasses.dataclass
 class Value:
-    """A tensor on its way forward. ``exponent`` names the registers whose sum is the exponent of the sums; ``maximum``
-    the one with their largest magnitude (after ReLU, if that follows). ``int8`` is (region, register name) once made.
+    """A tensor on its way forward. ``exponent``: registers and constants whose sum is the exponent of the sums;
+    ``maximum``: the register with their largest magnitude (after ReLU, if that follows). ``int8`` is (region, register
+    name) once made.
     """
 
     shape: tuple[int, int, int, int]
     sums: Region | None = None
-    exponent: tuple[str, ...] = ()
+    exponent: tuple[str | int, ...] = ()
     maximum: str = ""
     stream: tuple[int, Purpose] | None = None
     relu: bool = False
@@ -73,7 +77,7 @@ class Error:
 
     shape: tuple[int, int, int, int]
     sums: Region | None = None
-    exponent: tuple[str, ...] = ()
+    exponent: tuple[str | int, ...] = ()
     maximum: str = ""
     stream: tuple[int, Purpose] | None = None
     rounded: bool = False            # masks that follow apply to the int8 form
@@ -128,6 +132,8 @@ class DfpCompiler(Compiler):
                 self.tensors[f"{layer.name}.datapath_weight"] = Tensor(stage.w, layer.weight_shape)
                 self.tensors[f"{layer.name}.gradient"] = Tensor(stage.dw, layer.weight_shape)
                 self.stages.append(stage)
+            elif isinstance(layer, BatchNorm):
+                batch_norm.allocate(self, layer)
         g = self.stages[0].g
         layout = (RawTensor((g.n, g.h, g.image_w, g.channels), line) if g.folded
                   else PixelTensor((g.n, g.h, g.w, g.ci), v))
@@ -189,16 +195,26 @@ class DfpCompiler(Compiler):
 
     # Scalar programs
 
-    def _shift_scalars(self, exponents, result: str, maximum: str, constant: int = 0) -> list[tuple]:
+    def _exponent_scalars(self, result: str, terms) -> list[tuple]:
+        """Register ``result`` = sum of named registers and constants."""
+        r = self.registers
+        names, constant = [r[t] for t in terms if isinstance(t, str)], sum(t for t in terms if not isinstance(t, str))
+        if not names:
+            return [(Op.SET, r[result], constant)]
+        first, *rest = [*names, scalar.ZERO] if len(names) == 1 else names
+        program = []
+        for name in rest:
+            program.append((Op.EXPONENT, r[result], first, name))
+            first = r[result]
+        return program + ([(Op.ADDI, r[result], r[result], constant)] if constant else [])
+
+    def _shift_scalars(self, exponent, result: str, maximum: str, register: str = "shift") -> list[tuple]:
         """shift = max(bit length of the maximum - 7, 0); the result's exponent is the sum's plus shift."""
         r = self.registers
-        shift, exponent = r["shift"], r[result]
-        program = [(Op.BIT_LENGTH, shift, r[maximum]), (Op.ADDI, shift, shift, -7), (Op.MAX, shift, shift, scalar.ZERO)]
-        if exponents:
-            program.append((Op.EXPONENT, exponent, r[exponents[0]], r[exponents[1]] if exponents[1:] else scalar.ZERO))
-        else:
-            program.append((Op.SET, exponent, constant))
-        return [*program, (Op.EXPONENT, exponent, exponent, shift)]
+        shift = r[register]
+        length = (Op.ADDI, shift, r[maximum], 0) if maximum in LENGTHS else (Op.BIT_LENGTH, shift, r[maximum])
+        return [length, (Op.ADDI, shift, shift, -7), (Op.MAX, shift, shift, scalar.ZERO),
+                *self._exponent_scalars(result, exponent), (Op.EXPONENT, r[result], r[result], shift)]
 
     def _alignment(self, terms, window: int) -> list[tuple]:
         """`golden.dfp.aligned_sum`: register "grid" and each term's distance to it, from (bit length, exponent, offset,
@@ -229,6 +245,8 @@ class DfpCompiler(Compiler):
                 (Op.SUB, r["amount"], r["amount"], shift)]
 
     # Forward
+
+    tensor, value, error = Tensor, Value, Error
 
     def _purpose_rounding(self, stream, strides, training: bool) -> dict[str, int]:
         """Fields of a rounding to int8: by the words of a stream (in training, if the option says so) or to nearest."""
@@ -316,6 +334,8 @@ class DfpCompiler(Compiler):
                     if source.int8 is not None:
                         raise CompileError(f"{layer.name}: the core applies ReLU to sums; put it before the pooling")
                     self.values[layer.name] = dataclasses.replace(source, relu=True)
+                case BatchNorm():
+                    self.values[layer.name] = batch_norm.forward(self, layer, source, training)
                 case Flatten():
                     if source is not image:
                         self._quantize(source, f"{layer.name}.output", layer.name, training)
@@ -328,7 +348,7 @@ class DfpCompiler(Compiler):
                                        f"{type(layer).__name__} with dfp yet")
         exponent, name = r["logits.exponent"], description.layers[-1].name
         last = self.values[name]
-        self._scalar([(Op.EXPONENT, exponent, *(r[term] for term in last.exponent))], name, "loss")
+        self._scalar(self._exponent_scalars("logits.exponent", last.exponent), name, "loss")
         self.scalars["logits.exponent"] = exponent
         self.tensors["logits"] = Tensor(last.sums, (self.batch, last.shape[3]))
 
@@ -367,7 +387,7 @@ class DfpCompiler(Compiler):
                      maximum=self.registers["length"])
         loops, source = self._walk(sums)
         exponent, region = f"{name}.error.exponent", self._pixels(f"{name}.error", y.shape)
-        self._scalar(self._shift_scalars((), exponent, "length", -PROBABILITY_BITS - self.log2_batch), name, "loss")
+        self._scalar(self._shift_scalars([-PROBABILITY_BITS - self.log2_batch], exponent, "length"), name, "loss")
         strides = (v, classes, classes)
         self._vector(Function.ELEMENTWISE, loops, name, "loss", [sums.name], [region.name], source0=source,
                      target0=self._walk(region)[1], shift_register=self.registers["shift"], rounding=ROUNDING.code,
@@ -438,6 +458,8 @@ class DfpCompiler(Compiler):
             match layer:
                 case Conv2d() | Linear():
                     error = self._product_backward(stages[layer.name], error, layer.source != INPUT, rate)
+                case BatchNorm():
+                    error = batch_norm.backward(self, layer, error, rate)
                 case Relu():
                     mask = self.values[layer.source].sums
                     error = dataclasses.replace(error, **{"after" if error.rounded else "before": mask})
@@ -475,51 +497,71 @@ class DfpCompiler(Compiler):
         return below
 
     def _update(self, stage: Stage, error_exponent: str, rate: tuple[int, int]):
-        """`golden.dfp.sgd_step` of the weights. The sums are computed twice: for their range, and to round them."""
+        """SGD of a layer's weights."""
         name, layer, r = stage.name, stage.layer, self.registers
-        sgd = Sgd(rate)
         weight, momentum = (self.state_regions[f"{name}.{part}"] for part in ("weight", "momentum"))
-        loops, w = self._weights_walk(weight)
-        v, g = self._weights_walk(momentum)[1], self._weights_walk(stage.dw)[1]
-        names = [weight.name, momentum.name, stage.dw.name]
-
-        def number(register):
-            return r[register]
-
-        def update(program, writes=(), **fields):
-            self._wide(program, loops, name, "update", names, writes, **fields)
-
-        # Bit lengths of the two products with state, then the sum mu * v + g + lambda * w.
-        update([(Wide.MUL, A, X, sgd.momentum[0]), (Wide.RANGE, 0, A), (Wide.MUL, A, Y, sgd.decay[0]),
-                (Wide.RANGE, 1, A)], source0=v, source1=w, ranges=2)
         gradient = f"{name}.gradient.exponent"
         self.scalars[gradient] = r[gradient]
-        self._scalar(
-            [(Op.EXPONENT, r[gradient], r[error_exponent], self.scalars[f"{name}.activation.exponent"]),
-             (Op.BIT_LENGTH, r["length"], r["gradient_maximum"]),
-             *self._alignment([("range0", f"{name}.momentum.exponent", sgd.momentum[1], "distance0"),
-                               ("length", gradient, 0, "distance1"),
-                               ("range1", f"{name}.weight.exponent", sgd.decay[1], "distance2")], SGD_WINDOW)],
-            name, "update", reads=["gradient_maximum"])
-        total = microprograms.aligned([(Y, sgd.momentum[0], "distance0"), (X, 1, "distance1"),
-                                       (Z, sgd.decay[0], "distance2")], number)
-        update([*total, (Wide.RANGE, 0, A)], source0=g, source1=v, source2=w, ranges=1)
-        self._scalar(self._state_scalars(f"{name}.momentum.exponent"), name, "update")
-        rounded = microprograms.requantize(number, microprograms.STATE_CODE)
-        update([*total, *rounded, (Wide.WRITE, A), (Wide.MUL, A, A, sgd.rate[0]), (Wide.RANGE, 0, A)], [momentum.name],
-               source0=g, source1=v, source2=w, target0=v, ranges=1,
-               random=self._weights_random(momentum, layer.index, Purpose.MOMENTUM))
+        self._scalar([(Op.EXPONENT, r[gradient], r[error_exponent], self.scalars[f"{name}.activation.exponent"]),
+                      (Op.BIT_LENGTH, r["length"], r["gradient_maximum"])], name, "update", reads=["gradient_maximum"])
+        loops, w = self._weights_walk(weight)
+        v, g = self._weights_walk(momentum)[1], self._weights_walk(stage.dw)[1]
+        self._sgd(name, weight, momentum, loops, Sgd(rate), reads=[stage.dw.name], gradient=(X, "length", gradient),
+                  weight_stream=w, momentum_stream=v, momentum_sources={"source0": g, "source1": v, "source2": w},
+                  momentum_register=Y, weight_register=Z,
+                  weight_random=self._weights_random(weight, layer.index, Purpose.WEIGHT),
+                  momentum_random=self._weights_random(momentum, layer.index, Purpose.MOMENTUM))
 
-        # w - eta * v. The bit length of w itself comes with a pass of its own.
-        update([(Wide.RANGE, 1, X), (Wide.MUL, A, Y, sgd.rate[0]), (Wide.RANGE, 0, A)], source0=w, source1=v, ranges=2)
-        self._scalar(self._alignment([("range1", f"{name}.weight.exponent", 0, "distance0"),
-                                      ("range0", f"{name}.momentum.exponent", sgd.rate[1], "distance1")], SGD_WINDOW),
-                     name, "update")
+    def _sgd(self, layer: str, weight: Region, momentum: Region, loops, sgd: Sgd, *, reads, gradient, weight_stream,
+             momentum_stream, momentum_sources, momentum_register: int, weight_register: int = 0, prepare=(),
+             weight_random, momentum_random):
+        """`golden.dfp.sgd_step` of one tensor. The sums are computed twice: for their range, and to round them.
+
+        ``gradient`` is (its lane register after the instructions ``prepare``, the scalar registers with its bit length
+        and exponent); ``momentum_sources`` are the streams of the momentum's passes, which bring the old momentum and,
+        if it decays, the weight in the lane registers named.
+        """
+        names = [weight.name, momentum.name, *reads]
+        register, length, exponent = gradient
+        weight_exponent, momentum_exponent = f"{weight.name}.exponent", f"{momentum.name}.exponent"
+
+        def number(name):
+            return self.registers[name]
+
+        def update(program, writes=(), **fields):
+            self._wide(program, loops, layer, "update", names, writes, **fields)
+
+        def scalars(program):
+            self._scalar(program, layer, "update")
+
+        # Bit lengths of the two products with state, then the sum mu * v + g + lambda * w.
+        decay = sgd.decay is not None
+        update([(Wide.MUL, A, X, sgd.momentum[0]), (Wide.RANGE, 0, A),
+                *([(Wide.MUL, A, Y, sgd.decay[0]), (Wide.RANGE, 1, A)] if decay else [])],
+               source0=momentum_stream, ranges=1 + decay, **({"source1": weight_stream} if decay else {}))
+        terms = [("range0", momentum_exponent, sgd.momentum[1], "distance0"), (length, exponent, 0, "distance1")]
+        factors = [(momentum_register, sgd.momentum[0], "distance0"), (register, 1, "distance1")]
+        if decay:
+            terms.append(("range1", weight_exponent, sgd.decay[1], "distance2"))
+            factors.append((weight_register, sgd.decay[0], "distance2"))
+        scalars(self._alignment(terms, SGD_WINDOW))
+        total = [*prepare, *microprograms.aligned(factors, number)]
+        update([*total, (Wide.RANGE, 0, A)], ranges=1, **momentum_sources)
+        scalars(self._state_scalars(momentum_exponent))
+        rounded = microprograms.requantize(number, microprograms.STATE_CODE)
+        update([*total, *rounded, (Wide.WRITE, A)], [momentum.name], target0=momentum_stream, random=momentum_random,
+               **momentum_sources)
+
+        # w - eta * v.
+        sources = {"source0": weight_stream, "source1": momentum_stream}
+        update([(Wide.RANGE, 1, X), (Wide.MUL, A, Y, sgd.rate[0]), (Wide.RANGE, 0, A)], ranges=2, **sources)
+        scalars(self._alignment([("range1", weight_exponent, 0, "distance0"),
+                                 ("range0", momentum_exponent, sgd.rate[1], "distance1")], SGD_WINDOW))
         total = microprograms.aligned([(X, 1, "distance0"), (Y, -sgd.rate[0], "distance1")], number)
-        update([*total, (Wide.RANGE, 0, A)], source0=w, source1=v, ranges=1)
-        self._scalar(self._state_scalars(f"{name}.weight.exponent"), name, "update")
-        update([*total, *rounded, (Wide.WRITE, A)], [weight.name], source0=w, source1=v, target0=w,
-               random=self._weights_random(weight, layer.index, Purpose.WEIGHT))
+        update([*total, (Wide.RANGE, 0, A)], ranges=1, **sources)
+        scalars(self._state_scalars(weight_exponent))
+        update([*total, *rounded, (Wide.WRITE, A)], [weight.name], target0=weight_stream, random=weight_random,
+               **sources)
 
     # Programs
 
@@ -547,11 +589,12 @@ class DfpCompiler(Compiler):
             self._backward(rate)
 
     def _compile(self, rate: tuple[int, int] | None) -> DfpCompiled:
-        # A training step, thrown away, gives tensors, registers and microprograms the places they have in training.
-        # The prologue needs the microprograms of the body, which comes after it.
+        # Bodies that are thrown away: a training step gives tensors, registers and microprograms the places they have in
+        # every program, and the prologue needs the microprograms of the body, which comes after it.
+        state = dict(self.tensors)
         self._body(rate or (205, -11))
-        self.tensors = {name: self.tensors[name] for name in (*self.state_regions,)} if rate is None else self.tensors
-        self.program = ProgramBuilder(self.first_tag)
+        self._body(rate)
+        self.program, self.tensors = ProgramBuilder(self.first_tag), state
         self._prologue()
         self._body(rate)
         compiled = self._finish()
