@@ -392,7 +392,8 @@ class Compiler:
         self.scalars[f"{self.stages[0].name}.activation.exponent"] = register
 
     def _finish(self) -> Compiled:
-        self._scalar([], "", "step done", dump=self.dump.address)
+        # A program that ends with a product (logits that are sums) must not report before it.
+        self._scalar([], "", "step done", reads=[self.stages[-1].y.name], dump=self.dump.address)
         increments = {IMAGES: self.stages[0].x.nbytes, LABELS: self.labels.nbytes, EXPONENTS: 4}
         self.program.loop(self.steps, increments)
         self.program.end()
