@@ -589,8 +589,8 @@ class DfpCompiler(Compiler):
             self._backward(rate)
 
     def _compile(self, rate: tuple[int, int] | None) -> DfpCompiled:
-        # Bodies that are thrown away: a training step gives tensors, registers and microprograms the places they have in
-        # every program, and the prologue needs the microprograms of the body, which comes after it.
+        # Bodies that are thrown away: a training step gives tensors, registers and microprograms the places they have
+        # in every program, and the prologue needs the microprograms of the body, which comes after it.
         state = dict(self.tensors)
         self._body(rate or (205, -11))
         self._body(rate)
