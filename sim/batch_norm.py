@@ -48,9 +48,10 @@ def allocate(compiler, layer: BatchNorm):
         region = compiler._region(name, ChannelTensor(channels, v, dtype))
         compiler.state_regions[name] = region
         compiler.tensors[name] = compiler.tensor(region, (channels,))
-        # The exponents of running statistics never change.
-        shared = f"{part}.exponent" if dtype == "int32" else f"{name}.exponent"
-        compiler.scalars[f"{name}.exponent"] = compiler.registers[shared]
+        if dtype == "int32":
+            compiler.scalars[f"{name}.exponent"] = compiler.registers[f"{part}.exponent"]
+    for part in ("gamma", "beta"):
+        compiler._new_slot(f"{layer.name}.{part}", f"{layer.name}.{part}_momentum")
     compiler._region(f"{layer.name}.table", ChannelTensor(channels, v, rows=ROWS))
 
 
@@ -130,10 +131,12 @@ class _Passes:
 
 
 def _beta_scalars(p: _Passes) -> list[tuple]:
-    """beta's distance to the exponent of the result."""
-    r, name = p.registers, p.name
+    """beta's distance to the exponent of the result. gamma's exponent was fetched as the weight's, beta's as the
+    momentum's.
+    """
+    r = p.registers
     shift = r[BETA_SHIFT]
-    return [(Op.SUB, shift, r[f"{name}.beta.exponent"], r[f"{name}.gamma.exponent"]),
+    return [(Op.SUB, shift, r["momentum.exponent"], r["weight.exponent"]),
             (Op.ADDI, shift, shift, NORMALISED_FRACTION), (Op.SET, r["amount"], 31),
             (Op.MIN, shift, shift, r["amount"])]
 
@@ -164,13 +167,17 @@ def forward(compiler, layer: BatchNorm, source, training: bool):
     x, exponent = compiler._quantize(source, f"{name}.activation", name, training)
     p = _Passes(compiler, layer, x)
     compiler.tensors[f"{name}.activation"] = compiler.tensor(x, x.layout.shape)
-    compiler.scalars[f"{name}.activation.exponent"] = r[exponent]
+    compiler.exponent_of[name] = exponent
     y = compiler._pixels(f"{name}.output", x.layout.shape, "int32")
     relu = [(Wide.MAX, A, A, 0)] if compiler._followed_by_relu(layer) else []
     count, gamma, beta, mean, variance = (p.named(COUNT), *(p.state[k] for k in ("gamma", "beta", "mean", "variance")))
     finish = [(Wide.MUL, A, A, Lane(GAMMA)), (Wide.ADD, A, A, Lane(BETA)), (Wide.CLIP, A, A, 2), *relu,
               (Wide.WRITE, A), (Wide.RANGE, 0, A)]
-    p.scalars([*_beta_scalars(p), (Op.SET, r["bits"], 0)], step)
+    compiler._fetch(gamma.name, "weight.exponent", name)
+    compiler._fetch(beta.name, "momentum.exponent", name)
+    output = f"{name}.output.exponent"
+    p.scalars([*_beta_scalars(p), *compiler._exponent_scalars(output, ("weight.exponent", -NORMALISED_FRACTION)),
+               (Op.SET, r["bits"], 0)], step)
     if training:
         p.scalars(_statistics_scalars(p, r[exponent]), step)
     else:
@@ -215,7 +222,7 @@ def forward(compiler, layer: BatchNorm, source, training: bool):
             normalise = [(Wide.SHIFT, A, X, p.named(MEAN_LEFT)), *p.normalise_centred()]
         p.run([*normalise, *finish], loops, step, [x], [y], source0=stream, target0=target, ranges=1)
         p.scalars([(Op.MAX, r["bits"], r["bits"], r["range0"])], step)
-    return compiler.value(x.layout.shape, y, (f"{name}.gamma.exponent", -NORMALISED_FRACTION), "bits",
+    return compiler.value(x.layout.shape, y, (output,), "bits",
                           (layer.index, Purpose.ACTIVATION))
 
 
@@ -229,7 +236,6 @@ def backward(compiler, layer: BatchNorm, error, rate):
     p = _Passes(compiler, layer, compiler.tensors[f"{name}.activation"].region)
     x, gamma, table = p.x, p.state["gamma"], p.table
     compiler.tensors[f"{name}.error"] = compiler.tensor(e, e.layout.shape)
-    compiler.scalars[f"{name}.error.exponent"] = r[error_exponent]
     planes, v = x.layout.planes, compiler.config.vector
     load = [(Wide.MOVE, register, Lane(following))
             for register, following in zip(CHAIN, [*CHAIN[1:], X], strict=True)]
@@ -255,12 +261,13 @@ def backward(compiler, layer: BatchNorm, error, rate):
                    for k, key in enumerate(("beta_length", "gamma_length", "top"))], step)
 
     # The error's exponent is error + top - 46 + gamma - x, or 0 if every coefficient is zero.
-    x_exponent = compiler.scalars[f"{name}.activation.exponent"]
+    x_exponent = r[compiler.exponent_of[name]]
+    compiler._fetch(gamma.name, "weight.exponent", name)
     sums, top, zero = r["sums"], r["top"], r["shift"]
     p.scalars([(Op.ADDI, zero, top, 0), (Op.ADDI, top, top, -16), (Op.SET, r[BASE], 15),
                (Op.SUB, r[BASE], r[BASE], top), (Op.ADD, sums, r[error_exponent], top),
                (Op.ADDI, sums, sums, -15 - PRECISION),
-               (Op.ADD, sums, sums, r[f"{name}.gamma.exponent"]), (Op.SUB, sums, sums, x_exponent),
+               (Op.ADD, sums, sums, r["weight.exponent"]), (Op.SUB, sums, sums, x_exponent),
                (Op.SELECT_ZERO, sums, scalar.ZERO, sums, zero)], step)
     inner = [*p.normalise(), (Wide.MUL, A, GAMMA_SUM, Lane(A)), (Wide.ROUND, A, A, -2 * NORMALISED_FRACTION),
              (Wide.MUL, B, Y, p.named(COUNT)), (Wide.SUB, B, B, Lane(BETA_SUM)), (Wide.SUB, A, B, Lane(A)),
@@ -299,10 +306,8 @@ def backward(compiler, layer: BatchNorm, error, rate):
 def _update(p: _Passes, error_exponent: str, rate):
     """SGD of gamma and beta, without decay; their words come first in a stream, then their momentum's."""
     compiler, r, name, v = p.compiler, p.registers, p.name, p.compiler.config.vector
-    gamma_exponent = f"{name}.gamma.gradient.exponent"
+    gamma_exponent = "gradient.exponent"
     p.scalars([(Op.ADDI, r[gamma_exponent], r[error_exponent], -NORMALISED_FRACTION)], "update")
-    compiler.scalars[gamma_exponent] = r[gamma_exponent]
-    compiler.scalars[f"{name}.beta.gradient.exponent"] = r[error_exponent]
     planes = p.table.layout.planes
 
     def row(number):
@@ -329,3 +334,8 @@ def _update(p: _Passes, error_exponent: str, rate):
                       momentum_register=Z, prepare=prepare,
                       weight_random=compiler._random(p.layer.index, purpose, (v,)),
                       momentum_random=compiler._random(p.layer.index, purpose, (v,), p.channels))
+        compiler._keep(weight.name, name, {f"{name}.{part}.gradient.exponent": gradient[2],
+                                           f"{name}.error.exponent": error_exponent,
+                                           f"{name}.activation.exponent": compiler.exponent_of[name]})
+    p.scalars([(Op.SET, r["mean.exponent"], RUNNING_EXPONENTS[0]),
+               (Op.SET, r["variance.exponent"], RUNNING_EXPONENTS[1])], "update")

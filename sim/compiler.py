@@ -128,13 +128,20 @@ class _Registers:
 
     def __init__(self):
         self.numbers: dict[str, int] = {}
+        self.unused: list[int] = []
 
     def __getitem__(self, name: str) -> int:
         if name not in self.numbers:
-            if len(self.numbers) + 1 == scalar.STEP:
+            number = self.unused.pop() if self.unused else max(self.numbers.values(), default=0) + 1
+            if number == scalar.STEP:
                 raise CompileError("the network needs more than 62 scalar registers: it has too many layers")
-            self.numbers[name] = len(self.numbers) + 1
+            self.numbers[name] = number
         return self.numbers[name]
+
+    def free(self, name: str):
+        """From here on names that are new may take the register; the name keeps it for the passes before."""
+        if self.numbers[name] not in self.unused:
+            self.unused.append(self.numbers[name])
 
 
 def geometry(layer: Conv2d | Linear, batch: int, shape: tuple[int, int, int], first: bool) -> Geometry:

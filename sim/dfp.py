@@ -11,8 +11,8 @@ import dataclasses
 
 import numpy as np
 
-from golden.dfp import PROBABILITY_BITS, SGD_WINDOW, STATE_BITS, Dfp, Sgd, check_power_of_two
-from golden.networks import INPUT, BatchNorm, Conv2d, Flatten, Linear, MaxPool, Relu
+from golden.dfp import PROBABILITY_BITS, SGD_WINDOW, STATE_BITS, SUM_WINDOW, Dfp, Sgd, check_power_of_two
+from golden.networks import INPUT, Add, BatchNorm, Conv2d, Flatten, GlobalAveragePool, Linear, MaxPool, Relu
 from golden.random import Purpose
 from golden.rounding import Rounding
 from hw import scalar
@@ -20,13 +20,13 @@ from hw.config import CoreConfig
 from hw.descriptor import SCALAR_OPERATIONS, Opcode
 from hw.scalar import Operation as Op
 from hw.vector import Function
-from hw.wide import RANGES
+from hw.wide import RANGES, Lane
 from hw.wide import WideOperation as Wide
 
 from . import batch_norm, microprograms, tiling
 from .compiler import IMAGES, LABELS, Compiled, Compiler, Stage, Tensor, geometry
 from .layout import PixelTensor, RawTensor, WeightTensor
-from .microprograms import A, Microprograms, X, Y, Z
+from .microprograms import A, B, Microprograms, X, Y, Z
 from .program import CompileError, ProgramBuilder, Region
 
 __all__ = ["DfpCompiler", "DfpCompiled"]
@@ -42,12 +42,14 @@ ROUNDING = Rounding.STOCHASTIC
 
 @dataclasses.dataclass
 class DfpCompiled(Compiled):
-    """A program whose state is int16 tensors; exponents lie where the core dumps its scalar registers."""
+    """A program whose state is int16 tensors; exponents lie where the core dumps its scalar registers: at the end of a
+    step, and after each update.
+    """
 
     state_regions: dict[str, Region] = dataclasses.field(default_factory=dict)
 
     def state(self, values: dict):
-        registers = np.zeros(scalar.REGISTERS, "<i4")
+        registers = np.zeros(self.dump.layout.shape, "<i4")
         for name, (array, exponent) in values.items():
             region = self.state_regions[name]
             yield region, region.layout.pack(array)
@@ -84,6 +86,7 @@ class Error:
     before: Region | None = None
     after: Region | None = None
     choice: Region | None = None
+    spread: tuple[int, int] | None = None      # every element goes to so many rows and columns
     int8: tuple[Region, str] | None = None
 
 
@@ -93,6 +96,8 @@ class DfpCompiler(Compiler):
         self.log2_batch, self.first_tag = check_power_of_two(batch), first_tag
         self.programs = Microprograms()
         self.state_regions: dict[str, Region] = {}
+        self.slots: dict[str, int] = {}
+        self.exponent_of: dict[str, str] = {}      # of a layer's input: the register's name
         for k in range(RANGES):
             self.registers[f"range{k}"]
         self._allocate()
@@ -127,7 +132,7 @@ class DfpCompiler(Compiler):
                     name = f"{layer.name}.{part}"
                     self.state_regions[name] = self._region(name, WeightTensor(w_shape, v, "int16"))
                     self.tensors[name] = Tensor(self.state_regions[name], layer.weight_shape)
-                    self.scalars[f"{name}.exponent"] = self.registers[f"{name}.exponent"]
+                self._new_slot(f"{layer.name}.weight", f"{layer.name}.momentum")
                 stage.master = self.state_regions[f"{layer.name}.weight"]
                 self.tensors[f"{layer.name}.datapath_weight"] = Tensor(stage.w, layer.weight_shape)
                 self.tensors[f"{layer.name}.gradient"] = Tensor(stage.dw, layer.weight_shape)
@@ -144,7 +149,24 @@ class DfpCompiler(Compiler):
         self.tensors[f"{self.stages[0].name}.activation"] = Tensor(self.stages[0].x, (self.batch, *shape))
         self.labels = self._region("labels", PixelTensor((self.batch, 1, 1, 1), v, "uint8"), self.capacity)
         self.exponents = self._region("exponents", RawTensor((self.capacity,), line, "int32"))
-        self.dump = self._region("scalars", RawTensor((scalar.REGISTERS,), line, "int32"))
+        self.dump = self._region("scalars", RawTensor((scalar.REGISTERS * (1 + len(self.slots)),), line, "int32"))
+
+    def _new_slot(self, weight: str, momentum: str):
+        """A place for the dump after the update of ``weight``; exponents of state live there between steps."""
+        self.slots[weight] = slot = len(self.slots) + 1
+        for name, register in ((weight, "weight"), (momentum, "momentum")):
+            self.scalars[f"{name}.exponent"] = slot * scalar.REGISTERS + self.registers[f"{register}.exponent"]
+
+    def _fetch(self, name: str, register: str, layer: str):
+        """A state's exponent into a register."""
+        self._scalar([(Op.WORD, self.registers[register])], layer, "exponents",
+                     load=self.dump.address + 4 * self.scalars[f"{name}.exponent"])
+
+    def _keep(self, weight: str, layer: str, names: dict[str, str]):
+        """Dump the registers after the update of ``weight``: {name in the record: register}."""
+        slot = self.slots[weight] * scalar.REGISTERS
+        self._scalar([], layer, "exponents", dump=self.dump.address + 4 * slot)
+        self.scalars |= {name: slot + self.registers[register] for name, register in names.items()}
 
     def _image_shape(self, layer: Linear) -> tuple[int, int, int]:
         """(h, w, c) of a linear layer's input before any flatten."""
@@ -261,7 +283,8 @@ class DfpCompiler(Compiler):
             name, layer, region = stage.name, stage.layer, self.state_regions[f"{stage.name}.weight"]
             loops, source = self._weights_walk(region)
             self._maximum(loops, name, "datapath weight", [region.name], source0=source)
-            self._scalar(self._shift_scalars([f"{name}.weight.exponent"], f"{name}.datapath.exponent", "length"), name,
+            self._fetch(region.name, "weight.exponent", name)
+            self._scalar(self._shift_scalars(["weight.exponent"], f"{name}.datapath.exponent", "length"), name,
                          "datapath weight")
             rounding = {"rounding": Rounding.HALF_UP.code}
             if training and self.network.stochastic:
@@ -335,7 +358,14 @@ class DfpCompiler(Compiler):
                         raise CompileError(f"{layer.name}: the core applies ReLU to sums; put it before the pooling")
                     self.values[layer.name] = dataclasses.replace(source, relu=True)
                 case BatchNorm():
-                    self.values[layer.name] = batch_norm.forward(self, layer, source, training)
+                    value = self.values[layer.name] = batch_norm.forward(self, layer, source, training)
+                    if any(isinstance(reader, Add) for reader in description.consumers(layer.name)):
+                        # Now, while the registers still hold its range.
+                        self._quantize(value, f"{layer.name}.int8", layer.name, training)
+                case Add():
+                    self.values[layer.name] = self._add(layer, source, self.values[layer.other], training)
+                case GlobalAveragePool():
+                    self.values[layer.name] = self._average(layer, source, training)
                 case Flatten():
                     if source is not image:
                         self._quantize(source, f"{layer.name}.output", layer.name, training)
@@ -352,13 +382,62 @@ class DfpCompiler(Compiler):
         self.scalars["logits.exponent"] = exponent
         self.tensors["logits"] = Tensor(last.sums, (self.batch, last.shape[3]))
 
+    def _sum(self, places, exponents, result: Region, exponent: str, layer: str, step: str, after=()):
+        """`golden.dfp.aligned_sum` of two tensors of pixels: int32 sums and their exponent's register."""
+        r, (loops, _) = self.registers, self._walk(result)
+        for k, (place, terms) in enumerate(zip(places, exponents, strict=True)):
+            self._maximum(loops, layer, step, [place.name], source0=self._walk(place)[1])
+            self._scalar([(Op.BIT_LENGTH, r[f"range{k}"], r["length"]), *self._exponent_scalars(f"term{k}", terms)],
+                         layer, step)
+        self._scalar(self._alignment([(f"range{k}", f"term{k}", 0, f"distance{k}") for k in range(2)], SUM_WINDOW),
+                     layer, step)
+        self._scalar(self._exponent_scalars(exponent, ("grid",)), layer, step)
+        total = microprograms.aligned([(X, 1, "distance0"), (Y, 1, "distance1")], lambda name: r[name])
+        self._wide([*total, *after, (Wide.WRITE, A), (Wide.RANGE, 0, A)], loops, layer, step,
+                   [place.name for place in places], [result.name], source0=self._walk(places[0])[1],
+                   source1=self._walk(places[1])[1], target0=self._walk(result)[1], ranges=1)
+        self._scalar([(Op.ADDI, r["bits"], r["range0"], 0)], layer, step)
+
+    def _add(self, layer: Add, source: Value, other: Value, training: bool) -> Value:
+        name = layer.name
+        int8 = [self._quantize(value, f"{name}.term{k}", name, training) for k, value in enumerate((source, other))]
+        result, exponent = self._pixels(f"{name}.sum", source.shape, "int32"), f"{name}.sum.exponent"
+        relu = [(Wide.MAX, A, A, 0)] if self._followed_by_relu(layer) else []
+        self._sum([place for place, _ in int8], [(register,) for _, register in int8], result, exponent, name, "add",
+                  relu)
+        return Value(source.shape, result, (exponent,), "bits", (layer.index, Purpose.RESIDUAL_ADD))
+
+    def _average(self, layer: GlobalAveragePool, source: Value, training: bool) -> Value:
+        """Sums over the pixels of an image are differences of running sums over all of them: every pixel writes the sum
+        so far to its image's place, where the last one stays.
+        """
+        name, r, line = layer.name, self.registers, self.config.line_bytes
+        x, exponent = self._quantize(source, f"{name}.input", name, training)
+        n, h, w, c = source.shape
+        layout = x.layout
+        if 127 * layout.planes * n * h * w >= 1 << 31:
+            raise CompileError(f"{name} sums {n * h * w} pixels in {layout.planes} planes: use a smaller batch")
+        running = self._region(f"{name}.running", RawTensor((line * (1 + layout.planes * n),), line))
+        result = self._pixels(f"{name}.sum", (n, 1, 1, c), "int32")
+        self._vector(Function.FILL, (1,), name, "average", [], [running.name], target0=(running.address, (), 4))
+        self._wide([(Wide.MOVE, B, 0)], (1,), name, "average", [], [], source0=self._walk(x)[1])
+        loops, stream = self._walk(x)
+        self._wide([(Wide.ADD, B, B, Lane(X)), (Wide.WRITE, B)], loops, name, "average", [x.name], [running.name],
+                   source0=stream, target0=(running.address + line, (n * line, line, 0), 4))
+        (planes, images, _), target = self._walk(result)
+        self._wide([(Wide.SUB, A, X, Lane(Y)), (Wide.WRITE, A), (Wide.RANGE, 0, A)], (planes, images), name, "average",
+                   [running.name], [result.name], source0=(running.address + line, (n * line, line), 4),
+                   source1=(running.address, (n * line, line), 4), target0=target, ranges=1)
+        self._scalar([(Op.ADDI, r["bits"], r["range0"], 0)], name, "average")
+        return Value((n, 1, 1, c), result, (exponent, 1 - (h * w).bit_length()), "bits")
+
     def _product_forward(self, stage: Stage, source: Value, training: bool) -> Value:
         g, name, r = stage.g, stage.name, self.registers
         stage.x, exponent = self._quantize(source, f"{name}.activation", name, training)
         if stage is not self.stages[0]:
             shape = (g.n, g.h, g.w, g.ci) if isinstance(stage.layer, Conv2d) else (g.n, g.h * g.w * g.ci)
             self.tensors[f"{name}.activation"] = Tensor(stage.x, shape)
-        self.scalars[f"{name}.activation.exponent"] = r[exponent]
+        self.exponent_of[name] = exponent
         stage.y = self._pixels(f"{name}.accumulator", (g.n, g.ho, g.wo, g.co), "int32")
         blocks = tiling.forward(self.config, g, stage.x.address, stage.x.layout, stage.w.address, stage.w.layout,
                                 stage.y.address, stage.y.layout, r["maximum"])
@@ -397,18 +476,24 @@ class DfpCompiler(Compiler):
     def _round_error(self, error: Error, layer) -> tuple[Region, str]:
         """The int8 error at the output of ``layer``: rounded, masked, unpooled."""
         if error.int8 is not None:
+            if error.after is not None or error.choice is not None:
+                raise CompileError(f"{layer.name}: the core masks and unpools errors while it rounds them, not later")
             return error.int8
         name, r, v = layer.name, self.registers, self.config.vector
         n, h, w, c = error.shape
         exponent, sums = f"{name}.error.exponent", error.sums
         owner = error.sums.name.partition(".")[0]
-        if error.before is not None:
+        maximum = error.maximum
+        if error.before is not None or not maximum:
             loops, source = self._walk(sums)
-            self._maximum(loops, owner, "error requantize", [sums.name, error.before.name], source0=source,
-                          source1=self._walk(error.before)[1], mask=1)
-        maximum = "length" if error.before is not None else error.maximum
+            masked = {} if error.before is None else {"source1": self._walk(error.before)[1], "mask": 1}
+            self._maximum(loops, owner, "error requantize", [sums.name], source0=source, **masked)
+            maximum = "length"
         self._scalar(self._shift_scalars(error.exponent, exponent, maximum), owner, "error requantize",
                      reads=[error.maximum])
+        for register in error.exponent:
+            if isinstance(register, str):
+                self.registers.free(register)
         mask = error.before or error.after
         if error.before is not None and error.after is not None:
             raise CompileError(f"{name}: the core applies one ReLU between two products")
@@ -416,7 +501,14 @@ class DfpCompiler(Compiler):
         if mask is not None:
             reads.append(mask.name)
             fields["mask"] = 1
-        if error.choice is None:
+        if error.spread is not None:
+            region = self._pixels(f"{name}.error", (n, *error.spread, c))
+            loops, target = self._walk(region)
+            a = sums.layout
+            source, strides = (sums.address, (a.plane_bytes, a.vector_bytes, 0), a.itemsize), (v, c, 0)
+            if mask is not None:
+                fields["source1"] = self._walk(mask)[1]
+        elif error.choice is None:
             region = self._pixels(f"{name}.error", error.shape)
             loops, source = self._walk(sums)
             strides, target = (v, h * w * c, c), self._walk(region)[1]
@@ -443,40 +535,59 @@ class DfpCompiler(Compiler):
             if mask is not None:
                 fields["source1"] = full(mask)
         self._vector(Function.ELEMENTWISE, loops, owner, "error requantize", reads, [region.name], source0=source,
-                     target0=target, shift_register=r["shift"], rounding=ROUNDING.code,
-                     **self._random(*error.stream, strides), **fields)
+                     target0=target, shift_register=r["shift"], **self._purpose_rounding(error.stream, strides, True),
+                     **fields)
         return region, exponent
 
     def _backward(self, rate: tuple[int, int]):
         description = self.network.description
         stages = {stage.name: stage for stage in self.stages}
-        errors = {description.layers[-1].name: self._loss()}
+        errors = {description.layers[-1].name: [self._loss()]}
         for layer in reversed(description.layers):
-            error = errors.pop(layer.name)
-            if layer.source != INPUT and layer.source in errors:
-                raise CompileError(f"{layer.source} has several readers: the core has no passes for that with dfp yet")
+            parts = errors.pop(layer.name)
+            error = parts[0] if len(parts) == 1 else self._fork(layer, parts)
+            sources = layer.sources
             match layer:
                 case Conv2d() | Linear():
-                    error = self._product_backward(stages[layer.name], error, layer.source != INPUT, rate)
+                    error = self._product_backward(stages[layer.name], error, rate)
                 case BatchNorm():
                     error = batch_norm.backward(self, layer, error, rate)
                 case Relu():
                     mask = self.values[layer.source].sums
                     error = dataclasses.replace(error, **{"after" if error.rounded else "before": mask})
                 case Flatten():
-                    error = error and dataclasses.replace(error, rounded=True)
+                    error = dataclasses.replace(error, rounded=True)
                 case MaxPool():
                     error = dataclasses.replace(error, rounded=True, choice=self.memory.regions[f"{layer.name}.choice"])
-            errors[layer.source] = error
+                case GlobalAveragePool():
+                    h, w, _ = layer.input_shape
+                    error = dataclasses.replace(error, rounded=True, spread=(h, w),
+                                                exponent=(*error.exponent, 1 - (h * w).bit_length()))
+                case Add():
+                    error = Error(error.shape, rounded=True, int8=self._round_error(error, layer))
+            for source in sources:
+                if source != INPUT and error is not None:
+                    errors.setdefault(source, []).append(error)
 
-    def _product_backward(self, stage: Stage, error: Error, propagate: bool, rate) -> Error | None:
+    def _fork(self, layer, parts: list[Error]) -> Error:
+        """The sum of the errors of a tensor that two layers read."""
+        if len(parts) != 2 or any(part.before or part.after or part.choice or part.spread for part in parts):
+            raise CompileError(f"{layer.name}: the core adds the errors of two readers that neither pool nor mask")
+        places = [part.int8[0] if part.int8 else part.sums for part in parts]
+        exponents = [(part.int8[1],) if part.int8 else part.exponent for part in parts]
+        result = self._pixels(f"{layer.name}.errors", places[0].layout.shape, "int32")
+        exponent = f"{layer.name}.errors.exponent"
+        self._sum(places, exponents, result, exponent, layer.name, "error add")
+        stream = min((part.stream for part in parts if part.stream is not None), default=None)
+        return Error(places[0].layout.shape, result, (exponent,), "", stream)
+
+    def _product_backward(self, stage: Stage, error: Error, rate) -> Error | None:
         g, name, r = stage.g, stage.name, self.registers
         stage.e, exponent = self._round_error(error, stage.layer)
         out = (g.n, g.co) if isinstance(stage.layer, Linear) else (g.n, g.ho, g.wo, g.co)
         self.tensors[f"{name}.error"] = Tensor(stage.e, out)
-        self.scalars[f"{name}.error.exponent"] = r[exponent]
         below = None
-        if propagate and stage is not self.stages[0]:
+        if stage is not self.stages[0]:
             shape = (g.n, g.h, g.w, g.ci)
             stage.ex = self._pixels(f"{name}.error_accumulator", shape, "int32")
             blocks = tiling.error(self.config, g, stage.e.address, stage.e.layout, stage.w.address, stage.w.layout,
@@ -485,8 +596,11 @@ class DfpCompiler(Compiler):
                            [stage.ex.name, "error_maximum"])
             logical = shape if isinstance(stage.layer, Conv2d) else (g.n, *stage.layer.input_shape)
             self.tensors[f"{name}.error_accumulator"] = Tensor(stage.ex, logical)
-            below = Error(shape, stage.ex, (exponent, f"{name}.datapath.exponent"), "error_maximum",
-                          (stage.layer.index, Purpose.ERROR))
+            # The register of the sum: that of the layer's own error may serve another layer when this one is read.
+            total = f"{name}.error_sum.exponent"
+            self._scalar(self._exponent_scalars(total, (exponent, f"{name}.datapath.exponent")), name,
+                         "error requantize")
+            below = Error(shape, stage.ex, (total,), "error_maximum", (stage.layer.index, Purpose.ERROR))
         blocks = tiling.gradient(self.config, g, stage.e.address, stage.e.layout, stage.x.address, stage.x.layout,
                                  stage.dw.address, stage.dw.layout, r["gradient_maximum"])
         for block in blocks:
@@ -500,9 +614,8 @@ class DfpCompiler(Compiler):
         """SGD of a layer's weights."""
         name, layer, r = stage.name, stage.layer, self.registers
         weight, momentum = (self.state_regions[f"{name}.{part}"] for part in ("weight", "momentum"))
-        gradient = f"{name}.gradient.exponent"
-        self.scalars[gradient] = r[gradient]
-        self._scalar([(Op.EXPONENT, r[gradient], r[error_exponent], self.scalars[f"{name}.activation.exponent"]),
+        gradient = "gradient.exponent"
+        self._scalar([(Op.EXPONENT, r[gradient], r[error_exponent], r[self.exponent_of[name]]),
                       (Op.BIT_LENGTH, r["length"], r["gradient_maximum"])], name, "update", reads=["gradient_maximum"])
         loops, w = self._weights_walk(weight)
         v, g = self._weights_walk(momentum)[1], self._weights_walk(stage.dw)[1]
@@ -511,6 +624,10 @@ class DfpCompiler(Compiler):
                   momentum_register=Y, weight_register=Z,
                   weight_random=self._weights_random(weight, layer.index, Purpose.WEIGHT),
                   momentum_random=self._weights_random(momentum, layer.index, Purpose.MOMENTUM))
+        self._keep(weight.name, name, {f"{name}.gradient.exponent": gradient, f"{name}.error.exponent": error_exponent,
+                                       f"{name}.activation.exponent": self.exponent_of[name]})
+        for register in (error_exponent, f"{name}.datapath.exponent"):
+            self.registers.free(register)
 
     def _sgd(self, layer: str, weight: Region, momentum: Region, loops, sgd: Sgd, *, reads, gradient, weight_stream,
              momentum_stream, momentum_sources, momentum_register: int, weight_register: int = 0, prepare=(),
@@ -523,7 +640,9 @@ class DfpCompiler(Compiler):
         """
         names = [weight.name, momentum.name, *reads]
         register, length, exponent = gradient
-        weight_exponent, momentum_exponent = f"{weight.name}.exponent", f"{momentum.name}.exponent"
+        weight_exponent, momentum_exponent = "weight.exponent", "momentum.exponent"
+        self._fetch(weight.name, weight_exponent, layer)
+        self._fetch(momentum.name, momentum_exponent, layer)
 
         def number(name):
             return self.registers[name]
@@ -566,17 +685,13 @@ class DfpCompiler(Compiler):
     # Programs
 
     def _prologue(self):
-        """Once per doorbell: microprograms, and the exponents of the state, which the last step left in memory."""
+        """Once per doorbell: the microprograms."""
         words = self.programs.words
         for start in range(0, len(words), SCALAR_OPERATIONS):
             part = words[start:start + SCALAR_OPERATIONS]
             fields = {"count": len(part), "microprogram": 1, "microprogram_address": start,
                       **{f"operation{k}": word for k, word in enumerate(part)}}
             self.program.add(Opcode.SCALAR, {"scalar": fields}, layer="", step="microprograms")
-        for name in self.state_regions:
-            register = self.scalars[f"{name}.exponent"]
-            self._scalar([(Op.WORD, register)], name.partition(".")[0], "exponents",
-                         load=self.dump.address + 4 * register)
         self.program.barrier()
 
     def _body(self, rate: tuple[int, int] | None):
