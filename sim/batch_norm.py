@@ -175,7 +175,7 @@ def forward(compiler, layer: BatchNorm, source, training: bool):
               (Wide.WRITE, A), (Wide.RANGE, 0, A)]
     compiler._fetch(gamma.name, "weight.exponent", name)
     compiler._fetch(beta.name, "momentum.exponent", name)
-    output = f"{name}.output.exponent"
+    output = "output.exponent"
     p.scalars([*_beta_scalars(p), *compiler._exponent_scalars(output, ("weight.exponent", -NORMALISED_FRACTION)),
                (Op.SET, r["bits"], 0)], step)
     if training:
@@ -337,5 +337,6 @@ def _update(p: _Passes, error_exponent: str, rate):
         compiler._keep(weight.name, name, {f"{name}.{part}.gradient.exponent": gradient[2],
                                            f"{name}.error.exponent": error_exponent,
                                            f"{name}.activation.exponent": compiler.exponent_of[name]})
+    compiler._release(name, error_exponent)
     p.scalars([(Op.SET, r["mean.exponent"], RUNNING_EXPONENTS[0]),
                (Op.SET, r["variance.exponent"], RUNNING_EXPONENTS[1])], "update")

@@ -359,7 +359,7 @@ class DfpCompiler(Compiler):
                     self.values[layer.name] = dataclasses.replace(source, relu=True)
                 case BatchNorm():
                     value = self.values[layer.name] = batch_norm.forward(self, layer, source, training)
-                    if any(isinstance(reader, Add) for reader in description.consumers(layer.name)):
+                    if all(isinstance(reader, Add) for reader in description.consumers(layer.name)):
                         # Now, while the registers still hold its range.
                         self._quantize(value, f"{layer.name}.int8", layer.name, training)
                 case Add():
@@ -401,10 +401,13 @@ class DfpCompiler(Compiler):
     def _add(self, layer: Add, source: Value, other: Value, training: bool) -> Value:
         name = layer.name
         int8 = [self._quantize(value, f"{name}.term{k}", name, training) for k, value in enumerate((source, other))]
-        result, exponent = self._pixels(f"{name}.sum", source.shape, "int32"), f"{name}.sum.exponent"
+        result, exponent = self._pixels(f"{name}.sum", source.shape, "int32"), "sum.exponent"
         relu = [(Wide.MAX, A, A, 0)] if self._followed_by_relu(layer) else []
         self._sum([place for place, _ in int8], [(register,) for _, register in int8], result, exponent, name, "add",
                   relu)
+        for _, register in int8:
+            if register.endswith(".int8.exponent"):        # made for this sum only
+                self.registers.free(register)
         return Value(source.shape, result, (exponent,), "bits", (layer.index, Purpose.RESIDUAL_ADD))
 
     def _average(self, layer: GlobalAveragePool, source: Value, training: bool) -> Value:
@@ -626,8 +629,16 @@ class DfpCompiler(Compiler):
                   momentum_random=self._weights_random(momentum, layer.index, Purpose.MOMENTUM))
         self._keep(weight.name, name, {f"{name}.gradient.exponent": gradient, f"{name}.error.exponent": error_exponent,
                                        f"{name}.activation.exponent": self.exponent_of[name]})
-        for register in (error_exponent, f"{name}.datapath.exponent"):
+        self.registers.free(f"{name}.datapath.exponent")
+        self._release(name, error_exponent)
+
+    def _release(self, name: str, error_exponent: str):
+        """The exponents of a layer's input and error serve no more, unless other layers read the same tensors."""
+        register = self.exponent_of.pop(name)
+        if register not in self.exponent_of.values():
             self.registers.free(register)
+        if error_exponent.startswith(f"{name}."):
+            self.registers.free(error_exponent)
 
     def _sgd(self, layer: str, weight: Region, momentum: Region, loops, sgd: Sgd, *, reads, gradient, weight_stream,
              momentum_stream, momentum_sources, momentum_register: int, weight_register: int = 0, prepare=(),
