@@ -1,23 +1,26 @@
 """``python -m sim estimate``: cycles by layer and pass without running the core.
 
-The estimate walks a program's descriptors and follows when each unit starts and ends its part. Nothing is computed
-and no cycle is stepped through: the grain is a burst of memory lines, a tile of the array, and 16 vectors of an
-elementwise pass. What it knows is the documented timing of the units:
+A queueing model: the program's descriptors pass through the units, each a process that knows when it can go on.
+Nothing is computed, and no cycle is stepped through: between two events times follow in closed form. The grain is a
+memory line or vector at the ports and in the vector engine, a tile in the array, a burst on the memory channels. What
+it knows is the documented timing of the units; docs/estimate.md says how close it comes and where it simplifies.
 
-* sequencer: a descriptor takes a cycle per word; the program's lines are fetched ahead as far as its FIFO goes;
+* sequencer: a descriptor takes a cycle per word; the program's lines are fetched ahead as far as their FIFO goes;
 * an engine's units take their part of a descriptor when they are free and its dependencies are met;
-* read channel: bursts of all clients by turns, in order, with memory's latency and rate and at most
-  ``OUTSTANDING_LINES`` lines under way; write channel alike, with buffers of 32 lines a client;
-* operand buffers: two banks, a line may be used when it has arrived; folding takes a byte per cycle;
+* each client of memory has its coalescer (:class:`Collector`); bursts of all clients take turns, data comes in order,
+  with memory's latency, rate and credit (:class:`Channel`); writes wait for room in their client's buffer;
+* operand buffers: two banks, a line may be used when it has arrived; folding shifts a byte per cycle;
 * weight ring: tiles are fetched ahead as far as there is room; a tile needs n cycles to shift in, tiles follow every
   max(pixels, 2 n - 1) cycles;
 * results wait for room in their FIFO; a store command ends with its acknowledgement;
-* vector passes move one vector per cycle if all sources have arrived; a pass ends with its acknowledgement;
-* scalar programs take three cycles an operation; the loss unit's time is per class and sample (:mod:`hw.loss`).
+* vector passes: readers run ahead as far as their FIFOs go, one vector per cycle passes the lanes if all sources are
+  there and the writers have room; a pass ends with its acknowledgement;
+* scalar programs take three cycles an operation; the loss unit walks through its states once a sample.
 
-The cycles of a (layer, pass) are those in which its engine works or waits for it: for products from the moment
-its descriptor is decoded (or the block before ended, if later) to its last fed vector; for vector passes from
-the start to the acknowledgement, as the core's trace outputs count them (`sim.train`).
+The cycles of a (layer, pass) are defined as in the simulation, where the core's trace outputs are counted by tag
+(``sim.train._cycles``): for products, from the cycle in which the block is decoded (or the block before has left the
+feeder, if later) to its last fed vector; for vector passes, those in which the engine holds a descriptor, under the tag
+of the descriptor released to it last, so a pass that follows at once takes over the wait for the acknowledgement.
 """
 
 from __future__ import annotations
@@ -342,7 +345,7 @@ class Port:
 
     def __init__(self, model: Estimate, client: str):
         self.model, self.collector = model, model.collectors[client]
-        self.buffered: deque[tuple[Burst, int]] = deque()    # the latest lines, as many as the buffer and its output hold
+        self.buffered: deque[tuple[Burst, int]] = deque()    # as many lines as the buffer and its output hold
 
     def quick(self, line: int, valid: int):
         ready = valid
@@ -391,8 +394,7 @@ class Port:
 class Load:
     """A band in an operand buffer: when its lines are there."""
 
-    def __init__(self, lines: int):
-        self.lines, self.number = lines, None
+    def __init__(self):
         self.pieces: list[tuple[int, Burst]] = []        # (first line, burst), in order
         self.times: list[int] = []                       # of each line, if they were folded
         self.complete = False
@@ -414,7 +416,6 @@ class Item:
         self.sections = {label: defaultdict(int, block.sections.get(label, {})) for label, _ in FORMATS[block.opcode]}
         self.runnable = None
         self.taken = 0
-        self.loads: dict[str, Load | None] = {}
 
 
 class Estimate:
@@ -435,12 +436,11 @@ class Estimate:
         array._MustUse__silence = True              # only asked for its latencies, never elaborated
         self.settle = array.settle
         self.array_latency = {mode: array.latency(mode) for mode in Mode}
-        self.cycles: dict = defaultdict(float)
-        self.last_write = 0.0
+        self.cycles: dict = defaultdict(int)
+        self.last_write = 0
         self.first = None
-        self.span: dict = {}
         self._state = {"product": None, "vector": None}
-        self._since = {"product": 0.0, "vector": 0.0}
+        self._since = {"product": 0, "vector": 0}
         self.gate = Gate(clock)                     # completions and decoders
         self.count = defaultdict(int)               # fed, stored, completed, issued_product, issued_vector
         self.decoded: dict[str, Item | None] = {"product": None, "vector": None}
@@ -456,7 +456,11 @@ class Estimate:
         clock.at(0, self._store())
         clock.at(0, self._vector_command())
         clock.at(0, self._vector())
+        self.issued_all = False
         clock.run()
+        if not (self.issued_all and self._idle("product") and self._idle("vector")):
+            raise RuntimeError(f"the estimate came to a standstill in cycle {clock.now}: a unit waits for what never "
+                               "comes; the core would hang as well, or the model is wrong: simulate this program")
         self.total = self.clock.now
 
     # Who works for which tag
@@ -543,6 +547,7 @@ class Estimate:
             clock.at(clock.now, self._dispatch(engine, item))
             yield from advance(DESCRIPTOR_WORDS - used)
             yield clock.now + 1
+        self.issued_all = True
 
     def _idle(self, engine: str) -> bool:
         if engine == "product":
@@ -605,7 +610,7 @@ class Estimate:
                 while self.advanced[which] < number:
                     yield self.load_gate
                 yield clock.now + 1
-            current = Load(0)
+            current = Load()
             self.begun[which] += 1
             self.loads[which].append(current)
             self.load_gate.open()
@@ -715,7 +720,7 @@ class Estimate:
                 return time
             if load.complete:
                 return self.clock.now
-            yield self.reads.issued if not load.pieces or load.pieces[-1][1].start is None else self.load_gate
+            yield self.reads.issued if load.pieces and load.pieces[-1][1].start is None else self.load_gate
 
     def _pending(self, which: str) -> bool:
         number = self.advanced[which] - 1
@@ -931,7 +936,6 @@ class Estimate:
                     if self.accepted_gate.waiting:
                         self.accepted_gate.open()
                 yield from port.drain()
-                self.span[item.tag] = port.collector.sent.end
             self.count["stored"] += 1
             yield clock.now + 1
             self.gate.open()
