@@ -421,7 +421,8 @@ class Item:
 class Estimate:
     """Timeline of one program on one core and memory; ``cycles[tag]`` after construction.
 
-    ``total`` ends with the last write, ``first`` is when the first product was decoded.
+    ``total``: cycles from the doorbell to the interrupt (a program without END: to its last descriptor's decoding).
+    ``first`` is when the first product was decoded, ``last_write`` the cycle after the last beat written.
     """
 
     def __init__(self, config: CoreConfig, blocks, tags: dict, settings: MemorySettings):
@@ -456,12 +457,11 @@ class Estimate:
         clock.at(0, self._store())
         clock.at(0, self._vector_command())
         clock.at(0, self._vector())
-        self.issued_all = False
+        self.total = None
         clock.run()
-        if not (self.issued_all and self._idle("product") and self._idle("vector")):
+        if not (self.total is not None and self._idle("product") and self._idle("vector")):
             raise RuntimeError(f"the estimate came to a standstill in cycle {clock.now}: a unit waits for what never "
                                "comes; the core would hang as well, or the model is wrong: simulate this program")
-        self.total = self.clock.now
 
     # Who works for which tag
 
@@ -533,6 +533,12 @@ class Estimate:
                         self.count[name] = 0
                     yield from advance(DESCRIPTOR_WORDS - last_word(Opcode.LOOP) - 1)
                     yield clock.now + 1
+                else:                                # what was fetched ahead is dropped, a line a cycle
+                    burst, place = self.program[-1]
+                    while burst.start is None:
+                        yield self.reads.issued
+                    yield max(clock.now + len(self.program) - len(self.fetched),
+                              burst.arrival(place) + RESPONSE_QUEUE) + 2
                 continue
             engine = "product" if block.opcode is Opcode.PRODUCT else "vector"
             while self.decoded[engine] is not None:
@@ -547,7 +553,7 @@ class Estimate:
             clock.at(clock.now, self._dispatch(engine, item))
             yield from advance(DESCRIPTOR_WORDS - used)
             yield clock.now + 1
-        self.issued_all = True
+        self.total = clock.now
 
     def _idle(self, engine: str) -> bool:
         if engine == "product":
