@@ -27,10 +27,11 @@ from hw import config as core_config
 from hw.register_map import offset
 
 from . import verilator
+from .doorbells import generated_verilog
 from .scenario import START
 from .session import ROOT, _clean_environment, simulate
 from .shared import MemorySettings, RunFolder, SimulationError
-from .train import generated_verilog, train
+from .train import train
 
 SETTINGS = MemorySettings(latency=100, outstanding=64)
 LIMIT = 1 << 40

@@ -117,7 +117,7 @@ class Programs:
 
 class Plan:
     """The doorbells as files for the scenario: doorbells.json (what to write where, and the program's address) and
-    doorbells.bin (the bytes); programs.json names what the programs refer to, for the disassembler."""
+    doorbells.bin (the bytes); program-N.bin are the different programs, programs.json names what they refer to."""
 
     def __init__(self, folder: Path):
         self.folder = folder
@@ -125,6 +125,8 @@ class Plan:
         self.symbols: dict[str, dict] = {}
         self.size = 0
         folder.mkdir(parents=True, exist_ok=True)
+        for old in folder.glob("program-*.bin"):
+            old.unlink()
         self.data = (folder / "doorbells.bin").open("wb")
 
     def piece(self, name: str, address: int, data: bytes) -> list:
@@ -143,7 +145,13 @@ class Plan:
         self.entries.append({"program": compiled.program.address, "step": doorbell.first, "writes": writes,
                              "kind": "inference" if doorbell.bits is None else "training",
                              "steps": len(doorbell.batches), "inputs": ["images", "labels", "exponents"]})
-        self.symbols.setdefault(hashlib.sha256(compiled.program.image).hexdigest(), symbols(compiled))
+        key = hashlib.sha256(compiled.program.image).hexdigest()
+        if key not in self.symbols:
+            (self.folder / f"program-{len(self.symbols)}.bin").write_bytes(compiled.program.image)
+            kind = "forward pass" if doorbell.bits is None else "training step"
+            title = (f"{kind} x {len(doorbell.batches)}: {network.method} {network.description.name}, batch "
+                     f"{network.batch}, core {compiled.config.name}")
+            self.symbols[key] = symbols(compiled, title).to_json()
 
     def close(self):
         self.data.close()

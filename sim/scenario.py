@@ -24,12 +24,12 @@ async def run(session, *, folder, window, limit, seed, counters):
     Each is {"program": address, "step": first step, "writes": [[name, address, offset, size], ...]} with data in
     ``folder``/doorbells.bin. Between doorbells nothing else is written. Returns per doorbell the cycles and counters,
     and leaves them as a line each in ``folder``/records.jsonl, with "activity", the rows (engine, tag, activity,
-    cycles) of its cycles, and "host_writes".
+    cycles) of its cycles, "host_writes", and the "beats" of data read and written.
     """
     folder = Path(folder)
     data = np.memmap(folder / "doorbells.bin", np.uint8, "r")
     activity = np.zeros(session.folder.activity.shape, np.int64)
-    logged = 0
+    logged, beats = 0, np.zeros(2, np.int64)
     await session.reset()
     await session.write_register(offset("WINDOW_BASE"), window[0])
     await session.write_register(offset("WINDOW_LIMIT"), window[1])
@@ -67,8 +67,10 @@ async def run(session, *, folder, window, limit, seed, counters):
         rows = np.column_stack([np.argwhere(spent), spent[spent != 0]]).tolist()
         writes = [dataclasses.asdict(entry) for entry in session.memory.log[logged:]]
         logged = len(session.memory.log)
+        before, beats = beats, np.array([session.control.read_beats, session.control.write_beats])
         with (folder / "records.jsonl").open("a") as file:
-            file.write(json.dumps({**results[-1], "activity": rows, "host_writes": writes}) + "\n")
+            file.write(json.dumps({**results[-1], "activity": rows, "host_writes": writes,
+                                   "beats": (beats - before).tolist()}) + "\n")
     return results
 
 

@@ -26,7 +26,8 @@ from hw.core import COUNTERS, VectorActivity
 from hw.feeder import Activity
 from hw.scalar import STEP
 
-from . import checkpoint, compiler, control, report, trace, verilator
+from . import checkpoint, compiler, control, doorbells, report, trace, verilator
+from .accesses import traffic
 from .checker import Checker, Mismatch
 from .checkpoint import CheckpointError
 from .doorbells import Plan, Programs, generated_verilog, inference_doorbells, training_doorbells
@@ -34,7 +35,7 @@ from .progress import Progress
 from .session import simulate
 from .shared import MemorySettings, SimulationError, SnapshotPlan
 
-__all__ = ["Account", "Interrupted", "Resumed", "load", "train"]
+__all__ = ["Account", "Interrupted", "Resumed", "generated_verilog", "load", "train"]
 
 SLOTS = 64
 CHECKPOINT = "checkpoint"
@@ -50,6 +51,7 @@ class Account:
     step: int = 0
     doorbells: int = 0
     cycles: int = 0
+    beats: list[int] = dataclasses.field(default_factory=lambda: [0, 0])
     seconds: float = 0.0
     compared: int = 0
     not_compared: list[str] = dataclasses.field(default_factory=list)
@@ -60,6 +62,7 @@ class Account:
     def add(self, record: dict):
         """Take a training doorbell's record (see `scenario.run`)."""
         self.cycles += record["cycles"]
+        self.beats = [total + more for total, more in zip(self.beats, record["beats"], strict=True)]
         self.count(record["activity"])
         self.host_writes += [{**entry, "doorbell": self.doorbells} for entry in record["host_writes"]]
         self.doorbells += 1
@@ -273,7 +276,7 @@ def train(config: CoreConfig, network, dataset, steps: int, out: Path, *, settin
 
 def _train(config, network, dataset, steps, out, run, resumed, log) -> dict:
     started = time.monotonic()
-    verilog = generated_verilog(config)
+    verilog = doorbells.generated_verilog(config)
     run["verilog"] = hashlib.sha256(verilog.encode()).hexdigest()
     if resumed and resumed.run["verilog"] != run["verilog"]:
         raise CheckpointError(f"checkpoint {out / CHECKPOINT} was made by another version of core {config.name!r} (its "
@@ -393,6 +396,7 @@ def _summary(config, network, floating, dataset, steps, result, checker, recorde
         "tensors_compared": checker.compared, "not_compared": sorted(checker.not_compared),
         "doorbells": account.doorbells, "host_writes": {name: names.count(name) for name in dict.fromkeys(names)},
         "cycles": account.cycles, "cycles_per_step": account.cycles / steps, "macs": macs,
+        "bytes_read": account.beats[0] * config.beat_bytes, "bytes_written": account.beats[1] * config.beat_bytes,
         "mac_utilization": macs / (account.cycles * config.rows * config.columns),
         "cycles_per_second": result.cycles_per_second,
         "clocked_cycles_per_second": result.cycles / result.clocked_seconds,
@@ -410,9 +414,10 @@ def _summary(config, network, floating, dataset, steps, result, checker, recorde
 
 
 def cycle_rows(layout: compiler.Compiled, activity: np.ndarray, steps: int) -> list[dict]:
-    """Cycles by layer and pass over ``steps`` training steps, from the core's trace outputs."""
+    """Cycles by layer and pass over ``steps`` training steps, from the core's trace outputs; bytes moved, from the
+    descriptors."""
     rows = []
-    macs = layout.macs
+    macs, moved = layout.macs, traffic(layout.config, layout.program)
     for number, (layer, step) in enumerate(layout.program.tags):
         tag = layout.program.first_tag + number
         product, vector = activity[0, tag], activity[1, tag]
@@ -425,8 +430,10 @@ def cycle_rows(layout: compiler.Compiled, activity: np.ndarray, steps: int) -> l
             counts = {activity.name.lower(): int(vector[activity]) for activity in VectorActivity}
             row = {"engine": "vector", "macs": 0, "busy": counts["busy"], "stalled_in": counts["source"],
                    "stalled_out": counts["target"], "idle": 0, "detail": counts}
+        read, written = moved.get((layer, step), (0, 0))
         row = {"layer": layer, "pass": step, "cycles": sum(row[key] for key in (
-            "busy", "stalled_in", "stalled_out", "idle")), **row}
+            "busy", "stalled_in", "stalled_out", "idle")), **row,
+            "bytes_read": read * steps, "bytes_written": written * steps}
         if row["cycles"]:
             rows.append(row)
     return rows

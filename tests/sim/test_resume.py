@@ -149,8 +149,8 @@ def test_checkpoints_that_do_not_fit_are_named(finished, tmp_path, capsys, monke
 
 
 def test_a_changed_core_is_refused(finished, capsys, monkeypatch):
-    verilog = train.generated_verilog(PRESETS["tiny"])
-    monkeypatch.setattr(train, "generated_verilog", lambda config: verilog + "// changed\n")
+    verilog = doorbells.generated_verilog(PRESETS["tiny"])
+    monkeypatch.setattr(doorbells, "generated_verilog", lambda config: verilog + "// changed\n")
     assert resume(finished, "--steps", "12") == 1
     _one_line(capsys, f"checkpoint {finished / 'checkpoint'} was made by another version of core 'tiny'")
 

@@ -14,11 +14,12 @@ from hw.descriptor import Opcode, encode
 from hw.errors import ErrorCode
 from sim import verilator
 from sim.__main__ import main
+from sim.doorbells import generated_verilog
 from sim.layout import PixelTensor, WeightTensor
 from sim.session import simulate
 from sim.shared import MemorySettings
 from sim.tiling import Geometry, gradient
-from sim.train import generated_verilog, train
+from sim.train import train
 from sim.verilator import lint
 
 
