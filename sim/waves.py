@@ -14,7 +14,7 @@ GROUPS = (
     ("memory: write response", r"m_axi_b(valid|ready|resp|id)"),
     ("registers", r"s_axi_\w+"),
 )
-ROOT = "TOP"
+
 MARKERS = 27
 """Times of the zoom line: the primary marker and those named a to z."""
 
@@ -33,12 +33,12 @@ def write_view(path, verilog, top, title, first, last, marker):
     zoom = -max(1, (2 * (last - first)).bit_length() - 9)      # about 512 pixels for all of it
     lines = [f"[*] {title}", '[dumpfile] "waves.fst"', f'[savefile] "{Path(path).name}"',
              f"[timestart] {2 * first - 1}",
-             f"*{zoom}.000000 {2 * marker - 1} {' '.join(['-1'] * (MARKERS - 1))}", f"[treeopen] {ROOT}."]
+             f"*{zoom}.000000 {2 * marker - 1} {' '.join(['-1'] * (MARKERS - 1))}", f"[treeopen] {top}."]
     for name, pattern in GROUPS:
         chosen = [port for port in ports if re.fullmatch(pattern, port)]
         lines += [COMMENT, f"-{name}"] if chosen else []
         for port in chosen:
             form = BITS if ports[port] == 1 else DECIMAL if port.startswith("trace") else HEX
             bits = f"[{ports[port] - 1}:0]" if ports[port] > 1 else ""
-            lines += [form, f"{ROOT}.{port}{bits}"]
+            lines += [form, f"{top}.{port}{bits}"]
     Path(path).write_text("\n".join([*lines, ""]))
