@@ -39,6 +39,9 @@ formal: $(BASE) $(FPGA) ## proofs of the small units
 
 bench: $(BASE) $(GPU) ## all benchmarks beside their references, JSON and table into build/bench
 	$(PY) -m sim.bench --out $(OUT)/bench
+	$(PY) -m golden bench --out $(OUT)/bench
+	$(PY) -m gpu bench --out $(OUT)/bench
+	@echo && $(PY) -m sim.bench --table --out $(OUT)/bench
 
 accuracy: $(BASE) ## integer versus float accuracy table
 	$(PY) -m golden accuracy --out $(OUT)/accuracy

@@ -303,6 +303,7 @@ def _train(config, network, dataset, steps, out, run, resumed, log) -> dict:
     batches = deque((doorbell, k, *batch) for doorbell in training + testing
                     for k, batch in enumerate(doorbell.batches))
     predictions, expected_predictions = [], []
+    times = {}
     progress = Progress(account.step, sum(len(doorbell.batches) for doorbell in training),
                         sum(len(doorbell.batches) for doorbell in testing))
 
@@ -320,6 +321,7 @@ def _train(config, network, dataset, steps, out, run, resumed, log) -> dict:
         if doorbell.bits is None:
             classify(snapshot, doorbell, k, images)
             progress.step("testing")
+            times["last"] = time.monotonic()
             return
         line = checker.step(snapshot, images, labels)
         if floating:
@@ -330,8 +332,11 @@ def _train(config, network, dataset, steps, out, run, resumed, log) -> dict:
             recorder.doorbell(_pieces(checker.memory_state(snapshot), floating), step=network.step_index,
                               compared=checker.compared, not_compared=sorted(checker.not_compared))
         progress.step("training", line["loss"])
+        times["last"] = time.monotonic()
 
     def tick(block):
+        if block.cycle:
+            times.setdefault("first", time.monotonic())
         recorder.poll()
         progress.update(block.cycle, block.wall_nanoseconds / 1e9)
 
@@ -340,6 +345,7 @@ def _train(config, network, dataset, steps, out, run, resumed, log) -> dict:
             recorder.save(_pieces({name: data for name, (_, data) in state.items()}, floating))
         build = verilator.build(verilog, log=log)
         settings = dataclasses.replace(memory_settings(run), size=programs.memory_bytes)
+        processor = time.process_time()
         result = simulate(
             build, "sim.scenario:run",
             {"folder": str((out / "run").resolve()), "window": [0, settings.size], "limit": 1 << 40,
@@ -347,12 +353,17 @@ def _train(config, network, dataset, steps, out, run, resumed, log) -> dict:
             out=out, settings=settings, consumer=consume, progress=tick,
             plan=SnapshotPlan(layout.dump.address + 4 * STEP, checker.regions, slots=SLOTS, blocks=True))
         recorder.poll()
+        processor = time.process_time() - processor
     progress.close(result.cycles, result.clocked_seconds)
     if batches:
         raise KeyboardInterrupt
 
     summary = _summary(config, network, floating, dataset, steps, result, checker, recorder, predictions,
                        expected_predictions, build, time.monotonic() - started + recorder.before)
+    summary["timing"] = {
+        "simulated_cycles": result.cycles, "simulating_seconds": result.clocked_seconds,
+        "comparing_seconds": times["last"] - times["first"] if len(times) == 2 else 0.0,
+        "simulating_processor_seconds": result.cpu_seconds, "comparing_processor_seconds": processor}
     tags = {layout.program.first_tag + number: " ".join(key) for number, key in enumerate(layout.program.tags)}
     trace.write_trace(out / "trace.json", result.events, tags, result.cycles)
     (out / "cycles.json").write_text(json.dumps(cycle_rows(layout, account.activity, steps), indent=1) + "\n")
