@@ -65,6 +65,8 @@ def main(arguments=None) -> int:
         return products.main(options, config, _log)
     except (InputError, core_config.ConfigError, CompileError, ProgramError, SimulationError, BuildError) as error:
         print(f"error: {error}", file=sys.stderr)
+    except OSError as error:
+        print(f"error: {error.strerror or error}{f': {error.filename}' if error.filename else ''}", file=sys.stderr)
     except Interrupted as stop:
         print(stop, file=sys.stderr)
         return 130
