@@ -49,24 +49,24 @@ class Checker:
         elif not intermediates:
             self.tensors = {name: tensor for name, tensor in self.tensors.items()
                             if not name.endswith(("accumulator", "choice"))}
-        self.exponents = compiled.regions["weight exponents"]
         self.compared = 0
         self.not_compared: set[str] = set()
 
     @property
     def regions(self) -> tuple[tuple[int, int], ...]:
-        """(address, bytes) to snapshot: scalar registers, weight exponents, then the tensors."""
-        regions = [self.compiled.dump, self.exponents, *(tensor.region for tensor in self.tensors.values())]
+        """(address, bytes) to snapshot: the scalar registers, then the tensors."""
+        regions = [self.compiled.dump, *(tensor.region for tensor in self.tensors.values())]
         return tuple((region.address, region.nbytes) for region in regions)
 
     def raw(self, snapshot, name: str) -> np.ndarray:
         """A tensor's bytes as they lie in the core's memory."""
-        return snapshot.regions[2 + list(self.tensors).index(name)]
+        return snapshot.regions[1 + list(self.tensors).index(name)]
 
     def memory_state(self, snapshot) -> dict[str, np.ndarray]:
-        """A copy of the trained state's bytes, by region name: what a later run can start from."""
+        """A copy of the trained state's bytes and of the scalar registers, by region name: what a later run can start
+        from."""
         state = {self.tensors[name].region.name: self.raw(snapshot, name).copy() for name in self.expected.state}
-        return {**state, self.exponents.name: snapshot.regions[1].copy()}
+        return {**state, self.compiled.dump.name: snapshot.regions[0].copy()}
 
     def step(self, snapshot, images, labels) -> dict:
         """Make golden's step and compare; returns the step's line for the report."""
@@ -75,7 +75,7 @@ class Checker:
         scalars = np.frombuffer(snapshot.regions[0], "<i4")
         executed = {name: int(scalars[register]) for name, register in self.compiled.scalars.items()}
         executed |= {name: tensor.unpack(raw) for (name, tensor), raw
-                     in zip(self.tensors.items(), snapshot.regions[2:], strict=True)}
+                     in zip(self.tensors.items(), snapshot.regions[1:], strict=True)}
         if scalars[STEP] != step:
             raise Mismatch(f"the core says it made step {scalars[STEP]}, expected step {step}", step)
         state = {name: (executed[name], executed[f"{name}.exponent"]) for name in self.expected.state}

@@ -107,8 +107,9 @@ class Programs:
     @property
     def layout(self) -> compiler.Compiled:
         """A training program of one step: all training programs have their tensors where it has them."""
+        bits = golden.train.learning_rate(self.network.method, self.network.description.name, 0)
         return compiler.compile_training(self.config, self.network, batch=self.network.batch, capacity=self.capacity,
-                                         steps=1, bits=1)
+                                         steps=1, bits=bits)
 
     @property
     def memory_bytes(self) -> int:

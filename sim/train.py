@@ -86,7 +86,6 @@ class Resumed:
     floating: object
     account: Account
     run: dict
-    state: dict[str, np.ndarray]
 
     @property
     def steps(self) -> int:
@@ -102,14 +101,16 @@ def load(folder: Path) -> Resumed:
     network = golden.train.build(run["method"], run["model"], run["seed"], data=run["data"], batch=run["batch"],
                                  **run["options"])
     floating = _floating(network) if run["floating"] else None
-    state = {name.partition(":")[2]: piece for name, piece in pieces.items() if name.startswith("memory:")}
     account = Account(**facts["account"])
     account.count(pieces["activity"])
-    layout = compiler.compile_training(config, network, batch=network.batch, capacity=1, steps=1, bits=1)
-    exponents = layout.regions["weight exponents"].layout.unpack(state["weight exponents"])
-    for number, stage in enumerate(layout.stages):
-        name = f"{stage.name}.weight"
-        network.state[name] = layout.tensors[name].unpack(state[stage.master.name]).copy(), int(exponents[number])
+    if account.step:
+        layout = compiler.compile_training(config, network, batch=network.batch, capacity=1, steps=1,
+                                           bits=golden.train.learning_rate(network.method, network.description.name, 0))
+        scalars = layout.dump.layout.unpack(pieces[f"memory:{layout.dump.name}"])
+        for name in network.state:
+            tensor = layout.tensors[name]
+            network.state[name] = (tensor.unpack(pieces[f"memory:{tensor.region.name}"]).copy(),
+                                   int(scalars[layout.scalars[f"{name}.exponent"]]))
     for name in floating.state if floating else ():
         floating.state[name] = pieces[f"float:{name}"], 0
     for execution in filter(None, (network, floating)):
@@ -119,7 +120,7 @@ def load(folder: Path) -> Resumed:
         if json.loads(lines[-1]).get("weights") != network.digest():
             raise CheckpointError(f"checkpoint {path} is not of this run: after step {account.step} its weights differ "
                                   f"from {DIGESTS}; use the checkpoint that belongs to the folder, or start again")
-    return Resumed(config, network, floating, account, run, state)
+    return Resumed(config, network, floating, account, run)
 
 
 def _floating(network):
@@ -202,7 +203,7 @@ class Recorder:
 
 def _pieces(memory_state, floating) -> dict:
     """What a checkpoint holds: pieces of the core's memory, and the float network's state."""
-    pieces = {f"memory:{name}": np.frombuffer(raw, np.uint8) for name, raw in memory_state.items()}
+    pieces = {f"memory:{name}": raw for name, raw in memory_state.items()}
     for name, (array, _) in (floating.state if floating else {}).items():
         pieces[f"float:{name}"] = array
     return pieces
@@ -291,12 +292,9 @@ def _train(config, network, dataset, steps, out, run, resumed, log) -> dict:
     images = dataset.test_images[:run["test_images"]], dataset.test_labels[:run["test_images"]]
     testing = list(inference_doorbells(network, *images, programs.capacity))
     layout = programs.layout
-    state = {region.name: (region, data) for region, data in layout.state(network.state)}
-    if resumed:                                     # the core's own bytes, as they lay in its memory
-        state = {name: (region, resumed.state[name].tobytes()) for name, (region, _) in state.items()}
     plan = Plan(out / "run")
     for number, doorbell in enumerate(training + testing):
-        plan.add(programs.of(doorbell), doorbell, network, state.values() if number == 0 else ())
+        plan.add(programs.of(doorbell), doorbell, network, layout.state(network.state) if number == 0 else ())
     plan.close()
     checker = Checker(layout, network, compare=run["compare"], intermediates=run["intermediates"])
     checker.compared, checker.not_compared = account.compared, set(account.not_compared)
@@ -342,7 +340,7 @@ def _train(config, network, dataset, steps, out, run, resumed, log) -> dict:
 
     with Recorder(out, run, account, started) as recorder:
         if not resumed:
-            recorder.save(_pieces({name: data for name, (_, data) in state.items()}, floating))
+            recorder.save(_pieces({}, floating))
         build = verilator.build(verilog, log=log)
         settings = dataclasses.replace(memory_settings(run), size=programs.memory_bytes)
         processor = time.process_time()
