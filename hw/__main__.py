@@ -18,8 +18,23 @@ def main(arguments=None) -> int:
     registers = commands.add_parser("registers", help="print the register map")
     registers.add_argument("--format", choices=("markdown", "c"), default="markdown")
     commands.add_parser("program", help="print the program format as markdown")
+    synth = commands.add_parser("synth", help="area and clock rate with yosys and nextpnr")
+    synth.add_argument("--core", default="small", help=f"one of {', '.join(config.PRESETS)}, or a .toml file")
+    synth.add_argument("--design", action="append", help="array, array+lanes or core; may repeat (default all)")
+    synth.add_argument("--device", action="append", help="ecp5, xc7 or xcup; may repeat (default ecp5)")
+    synth.add_argument("--seeds", type=int, default=3, help="placements on ECP5 (default 3)")
+    synth.add_argument("--no-route", action="store_true", help="synthesis only")
+    synth.add_argument("--keep", action="store_true", help="put the results into the committed baseline")
+    synth.add_argument("--out", type=Path, default=Path("build/synth"))
     options = parser.parse_args(arguments)
     try:
+        if options.command == "synth":
+            from . import synthesis
+            try:
+                return synthesis.main(options, config.load(options.core))
+            except synthesis.SynthesisError as error:
+                print(f"python -m hw: {error}", file=sys.stderr)
+                return 1
         if options.command == "rtl":
             from . import verilog
             for path in verilog.write(config.load(options.core), options.out):

@@ -15,9 +15,10 @@ from amaranth.hdl import Shape
 
 from . import register_map
 from .config import CoreConfig
-from .core import COUNTERS, READERS, WRITERS, Core, VectorActivity
+from .core import COUNTERS, READERS, WRITERS, VectorActivity
 from .descriptor import DESCRIPTOR_BYTES
 from .feeder import Activity
+from .top import Top
 
 __all__ = ["TOP", "generate", "write"]
 
@@ -41,13 +42,13 @@ def _fold_initial(text: str) -> str:
 
 def generate(config: CoreConfig) -> tuple[str, dict]:
     """Verilog text and sidecar of the core; the same for the same configuration on every machine."""
-    core = Core(config)
-    text = _fold_initial(verilog.convert(core, name=TOP, strip_internal_attrs=True))
+    top = Top(config)
+    text = _fold_initial(verilog.convert(top, name=TOP, strip_internal_attrs=True))
     return text, {
         "top": TOP,
         "configuration": dataclasses.asdict(config),
         "ports": {name: {"direction": str(member.flow.value), "width": Shape.cast(member.shape).width}
-                  for name, member in core.signature.members.items()},
+                  for name, member in top.core.signature.members.items()},
         **register_map.as_json(),
         "counters": list(COUNTERS),
         "product_activity": [activity.name.lower() for activity in Activity],

@@ -187,6 +187,11 @@ class Tiler:
             return ceil_div(rows * self.g.w * self.ci_planes, 4)
         return operand_lines(self.g.h, self.g.w, band, r0, r1)
 
+    def check_sum(self, step: str, products: int, advice: str):
+        if products > SAFE_PRODUCTS:
+            raise CompileError(f"layer {self.g.name}: its {step} sums {products} products, more than the "
+                               f"{SAFE_PRODUCTS} that int32 holds: {advice}")
+
     def refuse(self, what: str):
         raise CompileError(
             f"layer {self.g.name}: one row of {what} does not fit core {self.config.name!r} "
@@ -213,6 +218,7 @@ def forward(config: CoreConfig, g: Geometry, x: int, x_tensor, w: int, w_tensor:
             y_tensor: PixelTensor, range_register: int) -> Iterator[ProductBlock]:
     """Blocks of ``y[n,ho,wo,co] = sum x[n,h,w,ci] w[co,kh,kw,ci]`` as int32."""
     t = Tiler(config, g)
+    t.check_sum("forward pass", g.kh * g.kw * g.ci, "use fewer input channels")
     lines = t.input_lines
     if g.folded:
         band_list = cut(g.n, g.ho, g.wo, config.accumulator_entries, lines, config.buffer_lines)
@@ -292,6 +298,7 @@ def error(config: CoreConfig, g: Geometry, e: int, e_tensor: PixelTensor, w: int
     if g.folded:
         raise AssertionError("the first layer needs no input error")
     t = Tiler(config, g)
+    t.check_sum("error pass", g.kh * g.kw * g.co, "use fewer output channels")
     if g.covers_image and g.kh * g.kw > 1:
         yield from _error_linear(t, e, e_tensor, w, w_tensor, ex, ex_tensor, range_register)
         return
@@ -424,9 +431,7 @@ def gradient(config: CoreConfig, g: Geometry, e: int, e_tensor: PixelTensor, x: 
              dw_tensor: WeightTensor, range_register: int) -> Iterator[ProductBlock]:
     """Blocks of ``dw[co,kh,kw,ci] = sum over pixels e[n,ho,wo,co] x[n,h,w,ci]`` as int32."""
     t = Tiler(config, g)
-    if g.n * g.ho * g.wo > SAFE_PRODUCTS:
-        raise CompileError(f"layer {g.name}: its gradient sums {g.n * g.ho * g.wo} products, more than the "
-                           f"{SAFE_PRODUCTS} that int32 holds: use a smaller batch")
+    t.check_sum("gradient", g.n * g.ho * g.wo, "use a smaller batch")
     left, top = t.vector // t.rows, t.vector // t.columns
     co_slices, ci_slices = t.slices(g.co, t.rows), t.slices(g.ci, t.columns)
     co_group, kh_group, kw_group, ci_group, band_list = _gradient_groups(t)

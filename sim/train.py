@@ -103,7 +103,22 @@ def load(folder: Path) -> Resumed:
     floating = _floating(network) if run["floating"] else None
     account = Account(**facts["account"])
     account.count(pieces["activity"])
+    try:
+        _restore(network, floating, account.step, config, pieces)
+    except (KeyError, ValueError):
+        raise CheckpointError(f"checkpoint {path} was made by another version of this program: use that version, or "
+                              "start again") from None
     if account.step:
+        lines = _lines(Path(folder) / DIGESTS, account.step, path)
+        if json.loads(lines[-1]).get("weights") != network.digest():
+            raise CheckpointError(f"checkpoint {path} is not of this run: after step {account.step} its weights differ "
+                                  f"from {DIGESTS}; use the checkpoint that belongs to the folder, or start again")
+    return Resumed(config, network, floating, account, run)
+
+
+def _restore(network, floating, step: int, config: CoreConfig, pieces: dict):
+    """Put the networks where they were after ``step`` steps, golden's from what lay in the core's memory."""
+    if step:
         layout = compiler.compile_training(config, network, batch=network.batch, capacity=1, steps=1,
                                            bits=golden.train.learning_rate(network.method, network.description.name, 0))
         scalars = layout.dump.layout.unpack(pieces[f"memory:{layout.dump.name}"])
@@ -114,13 +129,7 @@ def load(folder: Path) -> Resumed:
     for name in floating.state if floating else ():
         floating.state[name] = pieces[f"float:{name}"], 0
     for execution in filter(None, (network, floating)):
-        execution.step_index = account.step
-    if account.step:
-        lines = _lines(Path(folder) / DIGESTS, account.step, path)
-        if json.loads(lines[-1]).get("weights") != network.digest():
-            raise CheckpointError(f"checkpoint {path} is not of this run: after step {account.step} its weights differ "
-                                  f"from {DIGESTS}; use the checkpoint that belongs to the folder, or start again")
-    return Resumed(config, network, floating, account, run)
+        execution.step_index = step
 
 
 def _floating(network):

@@ -7,11 +7,14 @@ import sys
 from pathlib import Path
 
 import pytest
+from amaranth.lib.wiring import Out
+from amaranth.sim import Simulator
 
 from hw import descriptor, register_map, verilog
 from hw.__main__ import main
 from hw.config import PRESETS, ConfigError, CoreConfig, load
 from hw.descriptor import Opcode, ProgramError, decode, encode, offsets
+from hw.top import Top
 
 ROOT = Path(__file__).parents[2]
 
@@ -96,3 +99,26 @@ def test_a_toml_core_is_a_configuration(tmp_path):
     path.write_text("rows = 4\ncolumns = 16\nbuffer_lines = 128\n")
     assert load(str(path)) == CoreConfig(name="mine", rows=4, columns=16, buffer_lines=128)
     assert load(str(path)).line_bytes == 64
+
+
+def test_no_handshake_before_reset_is_over():
+    """A one-cycle rst is seen a cycle later; until then every port's valid and ready are low."""
+    top = Top(PRESETS["tiny"])
+    handshakes = [getattr(top, name) for name, member in top.core.signature.members.items()
+                  if member.flow == Out and name.endswith(("valid", "ready"))]
+    seen = []
+
+    async def watch(context):
+        for rst in (0, 0, 0, 1, 0, 0):
+            context.set(top.rst, rst)
+            for clk in (0, 1):
+                context.set(top.clk, clk)
+                await context.delay(1e-8)
+            seen.append((any(context.get(port) for port in handshakes), context.get(top.s_axi_awready)))
+
+    simulator = Simulator(top)
+    simulator.add_testbench(watch)
+    simulator.run()
+    # After each edge: power-up reset, running, running, rst at the edge, its register has passed, running.
+    assert [ready for _, ready in seen] == [1, 1, 1, 0, 1, 1]
+    assert [some for some, ready in seen if not ready] == [False]

@@ -1,0 +1,203 @@
+"""Area and clock rate with open tools: yosys for ECP5, 7-series and UltraScale+, nextpnr for ECP5 (`make synth`).
+
+A job is one design on one device. Its Verilog goes through yosys; on ECP5 nextpnr then places and routes it once per
+seed, without pads, so that the clock rate is that of paths between registers. Every tool must leave its result file:
+one that stops early without a message is an error.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from amaranth.back import verilog
+from amaranth.hdl import Module, Signal
+from amaranth.lib import data, wiring
+from amaranth.lib.wiring import In, Out
+
+from golden.rounding import Rounding
+
+from .array import SystolicArray
+from .config import CoreConfig
+from .round_shift import RoundShift
+from .top import Top
+
+__all__ = ["DESIGNS", "DEVICES", "SynthesisError", "ArrayWithLanes", "run", "table"]
+
+CONTROL = data.StructLayout({"valid": 1})     # of the array alone: nothing but the valid bit travels with results
+BASELINE = Path(__file__).parent / "synthesis_baseline.json"
+GOAL_MHZ = 150      # what nextpnr optimises for
+TIMEOUT = 4 * 3600
+
+
+class SynthesisError(Exception):
+    """A tool is missing or gave no result."""
+
+
+class ArrayWithLanes(wiring.Component):
+    """The array and a requantization lane for each of its columns: the datapath that sets the clock rate."""
+
+    def __init__(self, config: CoreConfig):
+        self.array = SystolicArray(config, CONTROL)
+        self.lanes = RoundShift(config.columns, (Rounding.NEAREST, Rounding.PSEUDO_STOCHASTIC), target_bits=(8,))
+        edges = {name: member for name, member in self.array.signature.members.items() if member.flow == In}
+        super().__init__({**edges, "shift_right": In(5), "rounding": In(4),
+                          "result": Out(data.ArrayLayout(8, config.columns))})
+
+    def elaborate(self, platform):
+        m = Module()
+        m.submodules.array, m.submodules.lanes = array, lanes = self.array, self.lanes
+        for name, member in array.signature.members.items():
+            if member.flow == In:
+                registered = Signal(member.shape, name=f"{name}_in", reset_less=True)
+                m.d.sync += registered.eq(getattr(self, name))
+                m.d.comb += getattr(array, name).eq(registered)
+        shift, rounding = Signal(5), Signal(4)
+        m.d.sync += [shift.eq(self.shift_right), rounding.eq(self.rounding)]
+        m.d.comb += [lanes.i_valid.eq(1), lanes.x.eq(array.column), lanes.shift.eq(shift), lanes.rounding.eq(rounding)]
+        m.d.sync += self.result.eq(lanes.o)
+        return m
+
+
+DESIGNS = {"array": lambda config: SystolicArray(config, CONTROL), "array+lanes": ArrayWithLanes, "core": Top}
+DEVICES = {
+    "ecp5": "synth_ecp5 -noabc9",
+    "xc7": "synth_xilinx -family xc7 -noiopad",
+    "xcup": "synth_xilinx -family xcup -noiopad",
+}
+# What a table shows, from the cells each family has.
+GROUPS = {
+    "LUT": r"LUT[1-6]", "carry": r"CCU2C|CARRY4|CARRY8", "FF": r"TRELLIS_FF|FD[RSCP]E(_1)?",
+    "DSP": r"MULT18X18D|DSP48E[12]", "block RAM": r"DP16KD|PDPW16KD|RAMB(18|36)E[12]|RAMB36|RAMB18",
+    "LUT RAM": r"TRELLIS_DPR16X4|RAM\d+X\d+\w*|RAM\d+M\w*",
+}
+
+
+def _tool(name: str) -> str:
+    """A native tool on PATH, else the one of PyPI beside this Python."""
+    found = shutil.which(name) or shutil.which(f"yowasp-{name}", path=str(Path(sys.executable).parent))
+    if not found:
+        raise SynthesisError(f"no {name} found: run `make synth`, which installs requirements-fpga.lock, or put "
+                             f"{name} on PATH")
+    return found
+
+
+def _call(command: list, log: Path, result: Path) -> None:
+    result.unlink(missing_ok=True)
+    with log.open("w") as file:
+        try:
+            code = subprocess.run(list(map(str, command)), stdout=file, stderr=subprocess.STDOUT, timeout=TIMEOUT,
+                                  cwd=log.parent).returncode
+        except subprocess.TimeoutExpired:
+            raise SynthesisError(f"{Path(command[0]).name} took over {TIMEOUT} s (log: {log})") from None
+    if not result.is_file() or not result.stat().st_size:
+        last = [line for line in log.read_text(errors="replace").splitlines() if line.strip()][-1:]
+        raise SynthesisError(f"{Path(command[0]).name} stopped early with exit status {code} after "
+                             f"{''.join(last)!r} (log: {log})")
+
+
+def _version(tool: str) -> str:
+    out = subprocess.run([tool, "--version"], capture_output=True, text=True)
+    return (out.stdout + out.stderr).strip().splitlines()[0]
+
+
+def _cells(statistics_file: Path, top: str) -> dict[str, int]:
+    text = statistics_file.read_text()
+    modules = json.loads(text[text.index("{"):])
+    cells = modules.get("design", modules["modules"].get(f"\\{top}", {})).get("num_cells_by_type", {})
+    if not cells:
+        raise SynthesisError(f"no cell count in {statistics_file}")
+    return dict(sorted(cells.items()))
+
+
+def grouped(cells: dict[str, int]) -> dict[str, int]:
+    """Cells by kind; a kind that the device spells several ways is summed."""
+    return {group: sum(count for name, count in cells.items() if re.fullmatch(pattern, name))
+            for group, pattern in GROUPS.items()}
+
+
+def run(design: str, config: CoreConfig, device: str, out: Path, *, seeds=(1, 2, 3), route: bool = True,
+        log=print) -> dict:
+    """Synthesise one design; returns its cells and, on ECP5 with ``route``, the clock rates of the seeds."""
+    if design not in DESIGNS:
+        raise SynthesisError(f"unknown design {design!r}: choose from {', '.join(DESIGNS)}")
+    if device not in DEVICES:
+        raise SynthesisError(f"unknown device {device!r}: choose from {', '.join(DEVICES)}")
+    yosys = _tool("yosys")
+    name = f"{design.replace('+', '-')}-{config.name}-{device}"
+    folder = (Path(out) / name).resolve()
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "design.v").write_text(verilog.convert(DESIGNS[design](config), name="design"))
+    script = (f"read_verilog design.v; {DEVICES[device]} -top design -json netlist.json; "
+              "tee -q -o cells.json stat -json")
+    started = time.monotonic()
+    log(f"{name}: synthesis")
+    _call([yosys, "-q", "-p", script], folder / "yosys.log", folder / "cells.json")
+    cells = _cells(folder / "cells.json", "design")
+    result = {"design": design, "core": config.name, "rows": config.rows, "columns": config.columns,
+              "device": device, "cells": cells, **grouped(cells), "yosys": _version(yosys), "script": script,
+              "seconds": round(time.monotonic() - started)}
+    if device != "ecp5" or not route:
+        return result
+    nextpnr, rates = _tool("nextpnr-ecp5"), []
+    for seed in seeds:
+        report = folder / f"report-{seed}.json"
+        command = [nextpnr, "--85k", "--speed", "6", "--package", "CABGA756", "--json", "netlist.json", "--seed", seed,
+                   "--freq", GOAL_MHZ, "--out-of-context", "--timing-allow-fail", "--report", report.name, "-q"]
+        started = time.monotonic()
+        _call(command, folder / f"nextpnr-{seed}.log", report)
+        clocks = json.loads(report.read_text())["fmax"]
+        if not clocks:
+            raise SynthesisError(f"nextpnr reports no clock (log: {folder / f'nextpnr-{seed}.log'})")
+        rates.append(round(min(clock["achieved"] for clock in clocks.values()), 1))
+        log(f"{name}: seed {seed}: {rates[-1]} MHz ({time.monotonic() - started:.0f} s)")
+    return result | {"seeds": list(seeds), "mhz": rates, "mhz_median": statistics.median(rates),
+                     "mhz_spread": round(max(rates) - min(rates), 1), "nextpnr": _version(nextpnr),
+                     "place_and_route": " ".join(map(str, ["nextpnr-ecp5", *command[1:]]))}
+
+
+def table(results: list[dict], baseline: list[dict] = ()) -> str:
+    """A row per job; in brackets the change since the baseline, where it has the job."""
+    before = {(row["design"], row["core"], row["device"]): row for row in baseline}
+    titles = ["design", "core", "device", *GROUPS, "LUT per element", "MHz, median of seeds (spread)"]
+    lines = [f"| {' | '.join(titles)} |", "|" + "---|" * len(titles)]
+    for row in results:
+        old = before.get((row["design"], row["core"], row["device"]))
+
+        def cell(key, row=row, old=old):
+            if old is None or old.get(key) == row[key]:
+                return f"{row[key]:,}"
+            return f"{row[key]:,} ({row[key] - old.get(key, 0):+,})"
+
+        rate = f"{row['mhz_median']} ({row['mhz_spread']})" if "mhz" in row else ""
+        per_element = row["LUT"] / (row["rows"] * row["columns"])
+        lines.append(f"| {row['design']} | {row['core']} | {row['device']} | "
+                     + " | ".join(cell(group) for group in GROUPS) + f" | {per_element:.1f} | {rate} |")
+    return "\n".join(lines) + "\n"
+
+
+def read_baseline() -> list[dict]:
+    return json.loads(BASELINE.read_text()) if BASELINE.is_file() else []
+
+
+def main(options, config: CoreConfig) -> int:
+    """The command: every design on every device that the options name."""
+    results = []
+    for device in options.device or ["ecp5"]:
+        for design in options.design or ["array", "array+lanes", "core"]:
+            seeds = range(1, options.seeds + 1)
+            results.append(run(design, config, device, options.out, seeds=seeds, route=not options.no_route,
+                               log=lambda line: print(line, file=sys.stderr, flush=True)))
+            (options.out / f"{config.name}.json").write_text(json.dumps(results, indent=1) + "\n")
+    baseline = read_baseline()
+    print(table(results, baseline), end="")
+    if options.keep:
+        new = {(row["design"], row["core"], row["device"]): row for row in [*baseline, *results]}
+        BASELINE.write_text(json.dumps([new[key] for key in sorted(new)], indent=1) + "\n")
+    return 0

@@ -1,0 +1,65 @@
+"""`python -m hw synth`: counts, clock rates and messages, with stand-ins for the tools (real ones take minutes)."""
+
+import json
+import os
+
+import pytest
+
+from hw import synthesis
+from hw.__main__ import main
+from hw.config import PRESETS
+
+CELLS = {"LUT4": 100, "CCU2C": 7, "TRELLIS_FF": 50, "MULT18X18D": 16}
+
+
+@pytest.fixture
+def tools(tmp_path, monkeypatch):
+    """Installs shell scripts as yosys and nextpnr-ecp5."""
+    folder = tmp_path / "bin"
+    folder.mkdir()
+
+    def install(**scripts):
+        for name, body in scripts.items():
+            path = folder / name.replace("_", "-")
+            path.write_text(f'#!/bin/sh\n[ "$1" = --version ] && echo "{name} 1.0" && exit\n{body}\n')
+            path.chmod(0o755)
+
+    monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
+    monkeypatch.setattr(synthesis.verilog, "convert", lambda *_, **__: "module design; endmodule\n")
+    (tmp_path / "counts").write_text("header " + json.dumps({"modules": {"\\design": {"num_cells_by_type": CELLS}}}))
+    install(yosys=f"cp {tmp_path}/counts cells.json",
+            nextpnr_ecp5="""seed=$(echo "$@" | sed 's/.*--seed \\([0-9]*\\).*/\\1/')
+echo "{\\"fmax\\": {\\"clk\\": {\\"achieved\\": 10$seed.04}}}" > report-$seed.json""")
+    return install
+
+
+def test_cells_and_rates_reach_the_table(tools, tmp_path):
+    row = synthesis.run("array", PRESETS["tiny"], "ecp5", tmp_path, log=lambda _: None)
+    assert row["LUT"] == 100 and row["carry"] == 7 and row["DSP"] == 16 and row["block RAM"] == 0
+    assert row["mhz"] == [101.0, 102.0, 103.0] and row["mhz_median"] == 102.0 and row["mhz_spread"] == 2.0
+    text = synthesis.table([row], [{**row, "LUT": 90}])
+    assert "| array | tiny | ecp5 | 100 (+10) | 7 | 50 | 16 |" in text and "| 6.2 | 102.0 (2.0) |" in text
+
+
+def test_other_families_are_only_synthesised(tools, tmp_path):
+    assert "mhz" not in synthesis.run("array", PRESETS["tiny"], "xcup", tmp_path, log=lambda _: None)
+
+
+@pytest.mark.parametrize("broken, message", [
+    ({"yosys": "echo Executing ABC"}, "yosys stopped early with exit status 0 after 'Executing ABC'"),
+    ({"yosys": "echo '{\"modules\": {}}' > cells.json"}, "no cell count"),
+    ({"nextpnr_ecp5": "echo ERROR: no room; exit 1"}, "stopped early with exit status 1 after 'ERROR: no room'"),
+    ({"nextpnr_ecp5": "echo '{\"fmax\": {}}' > report-1.json"}, "no clock"),
+])
+def test_a_tool_without_a_result_is_an_error(tools, tmp_path, capsys, broken, message):
+    tools(**broken)
+    assert main(["synth", "--core", "tiny", "--design", "array", "--out", str(tmp_path)]) == 1
+    assert message in capsys.readouterr().err.splitlines()[-1]
+
+
+@pytest.mark.parametrize("arguments, message", [
+    (["--design", "alu"], "unknown design 'alu'"), (["--device", "ice40"], "unknown device 'ice40'"),
+    (["--core", "giant"], "giant")])
+def test_bad_arguments_are_one_line(tools, tmp_path, capsys, arguments, message):
+    assert main(["synth", "--core", "tiny", "--out", str(tmp_path), *arguments]) in (1, 2)
+    assert message in capsys.readouterr().err.splitlines()[-1]
