@@ -42,6 +42,9 @@ synth: $(BASE) $(FPGA) ## area and clock rate of one core (CORE=small) on ECP5 i
 
 bench: $(BASE) $(GPU) ## all benchmarks beside their references, JSON and table into build/bench
 	$(PY) -m sim.bench --out $(OUT)/bench
+	$(PY) -m golden bench --out $(OUT)/bench
+	$(PY) -m gpu bench --out $(OUT)/bench
+	@echo && $(PY) -m sim.bench --table --out $(OUT)/bench
 
 accuracy: $(BASE) ## integer versus float accuracy table
 	$(PY) -m golden accuracy --out $(OUT)/accuracy

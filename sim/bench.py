@@ -1,12 +1,17 @@
 """Speed of the co-simulation, side by side: `python -m sim.bench --core base --out build/bench`.
 
-One training run is recorded, then the same doorbells are replayed in alternation by
+A training run is recorded, then the same doorbells are replayed in alternation by
   bare       the C++ loop without VPI: the speed of the model itself
   cocotb     our loop under cocotb, Python asleep between doorbells
+  digests    the same, with the trained state of every step compared with golden by its digest (in a second process)
   compared   the same, with every required tensor of every step compared with golden (in a second process)
   stock      cocotb's own runner: public signals, clock in Python, cocotbext-axi memory (a part of the first doorbell)
 and Amaranth's simulator clocks the idle core. Results are cycles per second from the first clock edge, of wall time
 and of processor time of the simulating process; the latter also holds on a machine that is busy with other things.
+What comparing adds is measured until the last step is compared, in wall time and in processor time of all processes.
+
+`--table` measures nothing: it prints one table of what this and `python -m golden bench` and `python -m gpu bench` left
+in the folder.
 """
 
 import argparse
@@ -27,16 +32,18 @@ from hw import config as core_config
 from hw.register_map import offset
 
 from . import verilator
+from .doorbells import generated_verilog
 from .scenario import START
 from .session import ROOT, _clean_environment, simulate
 from .shared import MemorySettings, RunFolder, SimulationError
-from .train import generated_verilog, train
+from .train import train
 
 SETTINGS = MemorySettings(latency=100, outstanding=64)
 LIMIT = 1 << 40
 STOCK_SECONDS = 20
 IDLE_CYCLES = 300
-NAMES = ("bare", "cocotb", "compared", "stock", "amaranth")
+NAMES = ("bare", "cocotb", "digests", "compared", "stock", "amaranth")
+COMPARED = {"digests": "digests", "compared": "full"}
 
 
 def replay_script(plan, seed, memory_bytes):
@@ -67,8 +74,8 @@ def run_bare(build, run, seed):
 
 
 def run_cocotb(build, run, seed, counters):
-    """The same under cocotb without comparing; returns the same."""
-    digests = []
+    """The same under cocotb without comparing; returns the same and the processor seconds of this process."""
+    digests, processor = [], time.process_time()
     parameters = {"folder": str(run), "window": [0, SETTINGS.size], "limit": LIMIT, "seed": seed, "counters": counters}
     result = simulate(
         build,
@@ -78,7 +85,8 @@ def run_cocotb(build, run, seed, counters):
         settings=SETTINGS,
         keep=lambda memory: digests.append(memory.digest()),
     )
-    return result.cycles, result.clocked_seconds, result.cpu_seconds, digests[0]
+    own = time.process_time() - processor
+    return result.cycles, result.clocked_seconds, result.cpu_seconds, digests[0], own
 
 
 def run_stock(verilog, run, seed):
@@ -140,25 +148,37 @@ def bench(core, steps, repeats, out, log=print):
     verilog = generated_verilog(config)
     builds = {flavour: verilator.build(verilog, flavour=flavour, log=log) for flavour in ("bare", "fast")}
     measured = {name: [] for name in NAMES}
-    run = (out / "run" / "run").resolve()
+    spent = {name: [] for name in ("cocotb", *COMPARED)}      # (wall, all processors' seconds) per cycle
     exact = True
     for number in range(repeats):
-        network = golden.train.build("niti", "mlp", 1, data="digits", batch=32)
-        summary = train(config, network, dataset, steps, out / "run", log=log)
-        seconds = (summary[key] for key in ("clocked_cycles_per_second", "cpu_cycles_per_second"))
-        measured["compared"].append(tuple(seconds))
-        exact = exact and summary["bit_exact"]
+        for name, compare in COMPARED.items():
+            network = golden.train.build("niti", "mlp", 1, data="digits", batch=32)
+            summary = train(config, network, dataset, steps, out / name, compare=compare, floating=False,
+                            test_images=0, log=log)
+            timing = summary["timing"]
+            cycles = timing["simulated_cycles"]
+            measured[name].append(_rates(cycles, timing["simulating_seconds"], timing["simulating_processor_seconds"]))
+            spent[name].append((max(timing["simulating_seconds"], timing["comparing_seconds"]) / cycles,
+                                (timing["simulating_processor_seconds"] + timing["comparing_processor_seconds"])
+                                / cycles))
+            exact = exact and summary["bit_exact"]
+        run = (out / "compared" / "run").resolve()
         *bare, bare_memory = run_bare(builds["bare"], run, 1)
-        *ours, memory = run_cocotb(builds["fast"], run, 1, len(COUNTERS))
+        *ours, memory, own = run_cocotb(builds["fast"], run, 1, len(COUNTERS))
         exact = exact and memory == bare_memory
         measured["bare"].append(_rates(*bare))
         measured["cocotb"].append(_rates(*ours))
+        spent["cocotb"].append((ours[1] / ours[0], (ours[2] + own) / ours[0]))
         log(f"round {number + 1} of {repeats} done")
     measured["stock"].append(_rates(*run_stock(verilog, run, 1)))
     measured["amaranth"].append(_rates(*run_amaranth(config)))
     wall, processor = (
         {name: statistics.median(pair[kind] for pair in measured[name]) for name in NAMES} for kind in (0, 1)
     )
+    median = {name: [statistics.median(pair[kind] for pair in pairs) for kind in (0, 1)]
+              for name, pairs in spent.items()}
+    adds = {name: {kind: round(median[name][number] / median["cocotb"][number] - 1, 4)
+                   for number, kind in enumerate(("wall", "processor"))} for name in COMPARED}
     table = {
         name: {
             "cycles_per_second": round(wall[name]),
@@ -180,7 +200,46 @@ def bench(core, steps, repeats, out, log=print):
         "processors": os.cpu_count(),
         "build_seconds": {flavour: build.seconds for flavour, build in builds.items()},
         "speed": table,
+        "comparing_adds": adds,
     }
+
+
+def overview(out):
+    """Rows (what, measured, unit, beside its references) of all benchmark results in a folder."""
+    rows = []
+
+    def add(what, value, unit, references):
+        beside = ", ".join(f"{share:.3g} of {name}" for name, share in references.items())
+        rows.append((what, f"{value:,.0f}" if value >= 100 else f"{value:.3g}", unit, beside))
+
+    def load(name):
+        try:
+            return json.loads((out / name).read_text())
+        except FileNotFoundError:
+            rows.append((name, "-", "", "not measured"))
+        except ValueError:
+            rows.append((name, "-", "", "damaged: delete it and measure again"))
+
+    cosim = load("cosim.json")
+    if cosim:
+        core = cosim["core"]["name"]
+        for name, row in cosim["speed"].items():
+            add(f"simulation of {core}: {name}", row["cycles_per_processor_second"], "cycles/processor s",
+                {"bare": row["of_bare_processor"], "stock": row["over_stock_processor"]})
+        for name, row in cosim["comparing_adds"].items():
+            rows.append((f"comparing ({COMPARED[name]}) adds", f"{100 * row['wall']:.1f} %", "wall time",
+                         f"{100 * row['processor']:.1f} % processor time"))
+    for name, row in (load("golden.json") or {}).items():
+        torch = (json.loads((out / "golden.json").read_text()).get("torch float32") or {}).get("images_per_second")
+        add(f"lenet: {name}", row["images_per_second"], "images/s",
+            {"torch float32": row["images_per_second"] / torch} if torch and name != "torch float32" else {})
+    for name, row in (load("gpu.json") or {"pieces": {}})["pieces"].items():
+        if "failed" in row:
+            rows.append((name, "-", "", row["failed"]))
+            continue
+        ours = row["rates"]["ours"]
+        add(name, ours, row["unit"], {other: ours / rate for other, rate in row["rates"].items() if other != "ours"})
+    return rows
 
 
 def main(arguments=None):
@@ -189,7 +248,12 @@ def main(arguments=None):
     parser.add_argument("--steps", type=int, default=180, help="training steps of one round (default %(default)s)")
     parser.add_argument("--repeats", type=int, default=3, help="rounds (default %(default)s)")
     parser.add_argument("--out", type=Path, default=Path("build/bench"))
+    parser.add_argument("--table", action="store_true", help="only print the table of all results in the folder")
     options = parser.parse_args(arguments)
+    if options.table:
+        for what, value, unit, beside in overview(options.out):
+            print(f"{what:48} {value:>12} {unit:20} {beside}".rstrip())
+        return 0
     try:
         result = bench(options.core, options.steps, options.repeats, options.out)
     except (InputError, core_config.ConfigError, SimulationError, verilator.BuildError, OSError) as error:
@@ -202,6 +266,9 @@ def main(arguments=None):
         cells = [f"{row['cycles_per_second']:,}", f"{row['of_bare']:.3f}", f"{row['over_stock']:.1f}"]
         cells += [f"{row['cycles_per_processor_second']:,}", f"{row['of_bare_processor']:.3f}"]
         print(f"{name:10}", *(f"{cell:>16}" for cell in [*cells, f"{row['over_stock_processor']:.1f}"]))
+    for name, row in result["comparing_adds"].items():
+        print(f"comparing ({COMPARED[name]}) adds {100 * row['wall']:.1f} % of wall time and "
+              f"{100 * row['processor']:.1f} % of processor time")
     print(f"{result['cycles']:,} cycles, {result['tensors_compared']:,} tensors: {options.out / 'cosim.json'}")
     return 0
 

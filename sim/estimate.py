@@ -1,33 +1,36 @@
 """``python -m sim estimate``: cycles by layer and pass without running the core.
 
-The estimate walks a program's descriptors and follows when each unit starts and ends its part. Nothing is computed
-and no cycle is stepped through: the grain is a burst of memory lines, a tile of the array, and 16 vectors of an
-elementwise pass. What it knows is the documented timing of the units:
+A queueing model: the program's descriptors pass through the units, each a process that knows when it can go on.
+Nothing is computed, and no cycle is stepped through: between two events times follow in closed form. The grain is a
+memory line or vector at the ports and in the vector engine, a tile in the array, a burst on the memory channels. What
+it knows is the documented timing of the units; docs/estimate.md says how close it comes and where it simplifies.
 
-* sequencer: a descriptor takes a cycle per word; the program's lines are fetched ahead as far as its FIFO goes;
+* sequencer: a descriptor takes a cycle per word; the program's lines are fetched ahead as far as their FIFO goes;
 * an engine's units take their part of a descriptor when they are free and its dependencies are met;
-* read channel: bursts of all clients by turns, in order, with memory's latency and rate and at most
-  ``OUTSTANDING_LINES`` lines under way; write channel alike, with buffers of 32 lines a client;
-* operand buffers: two banks, a line may be used when it has arrived; folding takes a byte per cycle;
+* each client of memory has its coalescer (:class:`Collector`); bursts of all clients take turns, data comes in order,
+  with memory's latency, rate and credit (:class:`Channel`); writes wait for room in their client's buffer;
+* operand buffers: two banks, a line may be used when it has arrived; folding shifts a byte per cycle;
 * weight ring: tiles are fetched ahead as far as there is room; a tile needs n cycles to shift in, tiles follow every
   max(pixels, 2 n - 1) cycles;
 * results wait for room in their FIFO; a store command ends with its acknowledgement;
-* vector passes move one vector per cycle if all sources have arrived; a pass ends with its acknowledgement;
-* scalar programs take three cycles an operation; the loss unit's time is per class and sample (:mod:`hw.loss`).
+* vector passes: readers run ahead as far as their FIFOs go, one vector per cycle passes the lanes if all sources are
+  there and the writers have room; a pass ends with its acknowledgement;
+* scalar programs take three cycles an operation; the loss unit walks through its states once a sample.
 
-The cycles of a (layer, pass) are those in which its engine works or waits for it: for products from the moment
-its descriptor is decoded (or the block before ended, if later) to its last fed vector; for vector passes from
-the start to the acknowledgement, as the core's trace outputs count them (`sim.train`).
+The cycles of a (layer, pass) are defined as in the simulation, where the core's trace outputs are counted by tag
+(``sim.train._cycles``): for products, from the cycle in which the block is decoded (or the block before has left the
+feeder, if later) to its last fed vector; for vector passes, those in which the engine holds a descriptor, under the tag
+of the descriptor released to it last, so a pass that follows at once takes over the wait for the acknowledgement.
 """
 
 from __future__ import annotations
 
 import argparse
-import bisect
 import dataclasses
 import heapq
 import itertools
 import json
+import math
 from collections import defaultdict, deque
 from pathlib import Path
 
@@ -35,6 +38,7 @@ import numpy as np
 
 from golden.rounding import Rounding
 from hw.array import SystolicArray
+from hw.axi import PAGE_BYTES
 from hw.coalescer import BURST_LINES
 from hw.config import CoreConfig
 from hw.core import READERS, WRITERS
@@ -44,6 +48,7 @@ from hw.lanes import DRAWING
 from hw.operand_buffer import FOLD_LINES
 from hw.random_words import RandomWords
 from hw.read_port import OUTSTANDING_LINES, READ_PATIENCE
+from hw.round_shift import RoundShift
 from hw.scalar import REGISTERS
 from hw.sequencer import last_word
 from hw.vector import Function
@@ -55,16 +60,16 @@ from .shared import MemorySettings
 
 __all__ = ["Estimate", "estimate", "estimate_passes", "estimate_network"]
 
-# Fixed parts of the pipelines, in cycles (docstrings of hw.read_port, hw.write_port, hw.operand_buffer, hw.vector).
-READ_ISSUE = 4           # from a burst's last line to its address at memory
-READ_RETURN = 1          # from a line's last beat to its use in the operand buffer
-FIFO_RETURN = 3          # the same through a response FIFO
-WRITE_ISSUE = 5          # from a burst's last line to its first beat
-WRITE_RETURN = 2         # from the acknowledgement to the client's `idle`
+# Fixed parts of the pipelines, in cycles.
+ADDRESS = 2              # from a burst's turn to its address at memory (queue of hw.read_port, hw.write_port)
+ADDRESS_QUEUE = 4        # addresses waiting behind the one that memory is shown
+RESPONSE_QUEUE = 2       # through a response FIFO
 ACCUMULATOR = 3          # from a result on the last column to the store
-LANES = 1                # from a vector's arrival to the writer
-LOSS = 26.25             # per sample (hw.loss)
-VECTOR_GRAIN = 16
+ROUND = RoundShift.latency
+DRAW = RandomWords.key_latency + RandomWords.latency     # until the random words of the first vector are there
+RANGE = 3                # from the last result to the scalar register, and a cycle a level of the compare tree
+NOTES = 256              # iterations by which a vector reader requests ahead (hw.vector_reader)
+WEIGHT_STAGES, DIVIDERS, DIVISION = 5, 4, 13      # of the loss unit (hw.loss, hw.divider)
 
 
 class Gate:
@@ -80,17 +85,18 @@ class Gate:
 
 
 class Clock:
-    """Runs processes: generators that yield the time to go on at, or a gate to wait for."""
+    """Runs processes: generators that yield the cycle to go on in, or a gate to wait for. Those in ``last`` come after
+    the others of the same cycle."""
 
     def __init__(self):
-        self.now, self._queue, self._order = 0, [], itertools.count()
+        self.now, self._queue, self._order, self.last = 0, [], itertools.count(), set()
 
     def at(self, time, process):
-        heapq.heappush(self._queue, (max(self.now, time), next(self._order), process))
+        heapq.heappush(self._queue, (max(self.now, time), process in self.last, next(self._order), process))
 
     def run(self):
         while self._queue:
-            self.now, _, process = heapq.heappop(self._queue)
+            self.now, _, _, process = heapq.heappop(self._queue)
             try:
                 what = next(process)
             except StopIteration:
@@ -101,58 +107,73 @@ class Clock:
                 self.at(what, process)
 
 
-@dataclasses.dataclass
 class Burst:
-    """Lines on their way. Once ``start`` is known, the first is complete at start + ``whole`` and the others follow
-    every ``cost`` cycles, ``credit`` cycles earlier if the channel rested before."""
+    """Consecutive lines of one client on their way.
 
-    lines: int
-    cost: float
-    whole: float = 1.0
-    start: float | None = None
-    credit: float = 0.0
-    acknowledged: float | None = None
+    ``issue``: cycle of its turn, once known; then also ``start``, the cycle of its first beat. Beat b passes in cycle
+    start + max(b, ceil(lead + b * beat_cost)): ``lead`` <= 0 is the memory's credit from earlier rest.
+    """
 
-    def arrival(self, line: int) -> float:
-        return self.start + self.whole + line * self.cost - (self.credit if line else 0)
+    __slots__ = ("lines", "issue", "start", "lead", "cost", "beats", "acknowledged", "loaded")
+
+    def __init__(self, channel):
+        self.lines, self.issue, self.start, self.lead = 1, None, None, 0.0
+        self.cost, self.beats = channel.cost, channel.beats
+
+    def beat(self, number: int) -> int:
+        return self.start + (number if self.cost == 1 else max(number, math.ceil(self.lead + number * self.cost)))
+
+    def arrival(self, line: int) -> int:
+        """The cycle after a line's last beat: reads show it to the client."""
+        return self.beat((line + 1) * self.beats - 1) + 1
 
     @property
-    def end(self) -> float:
+    def end(self) -> int:
         return self.arrival(self.lines - 1)
+
+    def sent(self, line: int) -> int:
+        """Writes: the cycle in which a line leaves its client's buffer."""
+        number = (line + 1) * self.beats - 1
+        return self.beat(number - 1) if number else self.loaded
 
 
 class Channel:
-    """Read or write channel: bursts by turns, data in order."""
+    """Read or write channel of the memory port: bursts by turns, data in order."""
 
-    def __init__(self, clock: Clock, clients, cost: float, whole: int, settings: MemorySettings, *, write: bool):
-        self.clock, self.cost, self.whole, self.write = clock, cost, whole, write
-        self.latency, self.bursts = settings.latency, settings.outstanding
-        self.pending: dict[str, deque] = {name: deque() for name in clients}
+    def __init__(self, clock: Clock, clients, config: CoreConfig, rate: int, settings: MemorySettings, *, write: bool):
+        self.clock, self.write = clock, write
+        self.beats = config.line_bytes // config.beat_bytes
+        self.cost = max(1, config.beat_bytes / rate) if rate else 1
+        self.latency, self.bursts = max(1, settings.latency), settings.outstanding
+        self.clients = {name: number for number, name in enumerate(clients)}
+        self.pending: dict[str, Burst] = {}
         self.work, self.issued = Gate(clock), Gate(clock)
         self.flying: deque[Burst] = deque()
-        self.last, self.next_issue, self.free = next(iter(clients)), 0.0, 0.0
-        self.lines = 0
-        self.busy = 0.0
-        clock.at(0, self._pump())
+        self.accepts: deque[int] = deque([0] * (ADDRESS_QUEUE + 1), ADDRESS_QUEUE + 1)
+        self.ends: deque[int] = deque([0] * self.bursts, self.bursts)       # of the latest bursts
+        self.last, self.next_issue, self.free, self.allowed = 0, 0, 0, 0.0
+        self.acknowledged = self.lines = 0
+        pump = self._pump()
+        clock.last.add(pump)
+        clock.at(0, pump)
 
-    def post(self, client: str, lines: int) -> Burst:
-        burst = Burst(lines, self.cost, self.whole)
-        self.pending[client].append(burst)
+    def post(self, client: str, burst: Burst):
+        self.pending[client] = burst
         self.work.open()
-        return burst
 
-    def done_at(self, burst: Burst) -> float:
+    def done_at(self, burst: Burst) -> int:
         return burst.acknowledged if self.write else burst.end
 
-    def _allowed(self) -> float:
-        """When the next burst may be issued: lines and bursts under way are limited."""
-        while self.flying and self.done_at(self.flying[0]) <= self.clock.now:
+    def _allowed(self) -> int:
+        """When the next burst may be issued: lines under way and queued addresses are limited."""
+        now = self.clock.now
+        while self.flying and self.done_at(self.flying[0]) <= now:
             self.lines -= self.flying.popleft().lines
-        time, rest = self.next_issue, self.lines
+        time, rest = max(self.next_issue, self.accepts[0] + 1), self.lines
         for burst in self.flying:
-            if rest <= OUTSTANDING_LINES - BURST_LINES:
-                break
             over = rest - (OUTSTANDING_LINES - BURST_LINES)
+            if over <= 0:
+                break
             if not self.write and over < burst.lines:
                 time = max(time, burst.arrival(over - 1))
                 break
@@ -160,45 +181,140 @@ class Channel:
             time = max(time, self.done_at(burst))
         return time
 
-    def _begin(self, burst: Burst, earliest: float):
-        """Memory's rate is a credit of at most two beats: after a rest one line may come early."""
-        spare = self.cost - self.whole
-        base = max(self.free, earliest)
-        burst.start = max(self.free - spare, earliest)
-        burst.credit = burst.start - base + spare
-        self.free = base + burst.lines * self.cost
+    def _issue(self, burst: Burst):
+        now = self.clock.now
+        burst.issue = now
+        accept = max(now + ADDRESS, self.accepts[-1] + 1, self.ends[0])
+        self.accepts.append(accept)
+        if self.write:
+            burst.loaded = max(now + ADDRESS, self.free - 1)
+            earliest = max(burst.loaded + 1, accept + 1)
+        else:
+            earliest = max(accept + self.latency, self.free)
+        # Memory's credit: at most two beats, so after a rest the second comes at once.
+        burst.start = max(earliest, math.ceil(self.allowed))
+        allowed = max(self.allowed, burst.start - self.cost)
+        burst.lead = allowed - burst.start
+        self.allowed = allowed + burst.lines * self.beats * self.cost
+        self.free = burst.end
+        if self.write:
+            self.acknowledged = burst.acknowledged = max(burst.end + self.latency, self.acknowledged + 1)
+            self.ends.append(burst.acknowledged)
+        else:
+            self.ends.append(burst.end)
+        self.flying.append(burst)
+        self.lines += burst.lines
 
     def _pump(self):
+        count = len(self.clients)
         while True:
-            clients = [name for name, queue in self.pending.items() if queue]
-            if not clients:
+            if not self.pending:
                 yield self.work
                 continue
             time = self._allowed()
             if time > self.clock.now:
                 yield time
                 continue
-            names = list(self.pending)
-            turn = names.index(self.last)
-            self.last = min(clients, key=lambda name: (names.index(name) - turn - 1) % len(names))
-            burst = self.pending[self.last].popleft()
-            now = self.clock.now
-            self.next_issue = now + 1
-            if self.write:
-                first = now + WRITE_ISSUE
-                if len(self.flying) >= self.bursts:
-                    first = max(first, self.flying[len(self.flying) - self.bursts].acknowledged + 1)
-                self._begin(burst, first)
-                burst.acknowledged = burst.end + self.latency
-            else:
-                address = now + READ_ISSUE
-                if len(self.flying) >= self.bursts:
-                    address = max(address, self.flying[len(self.flying) - self.bursts].end)
-                self._begin(burst, address + self.latency)
-            self.busy += burst.lines * self.cost
-            self.flying.append(burst)
-            self.lines += burst.lines
+            name = min(self.pending, key=lambda name: (self.clients[name] - self.last - 1) % count)
+            self.last = self.clients[name]
+            self._issue(self.pending.pop(name))
+            self.next_issue = self.clock.now + 1
             self.issued.open()
+
+
+class Collector:
+    """A client's coalescer (:mod:`hw.coalescer`): lines become bursts, one is collected while the one before waits for
+    its turn. Its processes may compute cycles ahead of the clock; a burst is posted when the clock is there."""
+
+    def __init__(self, channel: Channel, client: str, patience: int, page: int):
+        self.channel, self.clock, self.client = channel, channel.clock, client
+        self.patience, self.page = patience, page
+        self.open: Burst | None = None       # being collected
+        self.sent: Burst | None = None       # handed on last
+        self.last = self.following = 0       # cycle of the latest line, and the line after it
+
+    def _room(self):
+        """Process: the cycle from which a burst may be handed on, and the open one may grow."""
+        if self.sent is None:
+            return 0
+        while self.sent.issue is None:
+            yield self.channel.issued
+        return self.sent.issue
+
+    def _full(self) -> bool:
+        return self.open.lines == BURST_LINES or self.following % self.page == 0
+
+    def _expiry(self, room: int) -> int:
+        """When the open burst closes if no line comes."""
+        return max(self.last, room - 1) + 1 + (0 if self._full() else self.patience)
+
+    def _close(self, time: int):
+        yield time + 1
+        self.channel.post(self.client, self.open)
+        self.sent, self.open = self.open, None
+
+    def quick(self, line: int, valid: int, ready: int):
+        """``add`` for a line that joins the open burst; None if it may not."""
+        burst, sent, last = self.open, self.sent, self.last
+        if (burst is None or line != self.following or burst.lines == BURST_LINES or line % self.page == 0
+                or sent is None or sent.issue is None):
+            return None
+        room = sent.issue
+        if valid >= (last if last >= room else room - 1) + 1 + self.patience:
+            return None
+        burst.lines += 1
+        self.following += 1
+        self.last = ready if ready > room else room
+        return self.last
+
+    def add(self, line: int, valid: int, ready: int):
+        """Process: the cycle in which a line is taken that is offered from ``valid`` on and may be taken from ``ready``
+        on. It belongs to ``open`` then."""
+        if self.open is not None:
+            room = yield from self._room()
+            expiry = self._expiry(room)
+            if not self._full() and valid < expiry:
+                ready = max(ready, room)
+                if line == self.following:
+                    self.open.lines += 1
+                    self.following, self.last = line + 1, ready
+                    return ready
+                expiry = ready
+            yield from self._close(expiry)
+            ready = max(ready, expiry)
+        self.open, self.following, self.last = Burst(self.channel), line + 1, ready
+        return ready
+
+    def stream(self, lines, ends, begin: int, place):
+        """Process: lines offered one a cycle from ``begin`` on, which part at ``ends``; ``place(first, burst)`` is told
+        of each burst. Returns the cycle after the last line."""
+        first = 0
+        for end in ends:
+            last = yield from self.add(lines[first], begin, begin)
+            if end - first > 1:
+                room = yield from self._room()
+                last = max(last + 1, room) + end - first - 2
+                self.open.lines = end - first
+                self.last, self.following = last, lines[end - 1] + 1
+            place(first, self.open)
+            begin, first = last + 1, end
+        return begin
+
+    def pause(self, gate: Gate):
+        """Process: the next line is not known yet; returns when something may have changed."""
+        if self.open is None:
+            yield gate
+            return
+        expiry = self._expiry((yield from self._room()))
+        if self.clock.now <= expiry:
+            yield expiry + 1
+        else:
+            yield from self._close(expiry)
+
+    def finish(self):
+        """Process: no line follows."""
+        if self.open is not None:
+            yield from self._close(self._expiry((yield from self._room())))
 
 
 def walk(counts, strides, address: int) -> np.ndarray:
@@ -209,31 +325,92 @@ def walk(counts, strides, address: int) -> np.ndarray:
     return result
 
 
-def bursts(lines: np.ndarray, page: int, times=None, patience: int = READ_PATIENCE) -> np.ndarray:
-    """Ends (exclusive) of the bursts that the coalescer makes of consecutive line addresses, where lines that come
-    at ``times`` more than its patience apart part them."""
-    parted = (np.diff(lines) != 1) | (lines[1:] % page == 0)
-    if times is not None:
-        parted |= np.diff(times) > patience
-    breaks = np.flatnonzero(parted) + 1
+def bursts(lines: np.ndarray, page: int) -> list[int]:
+    """Ends (exclusive) of the bursts that the coalescer makes of line addresses offered one a cycle."""
+    breaks = np.flatnonzero((np.diff(lines) != 1) | (lines[1:] % page == 0)) + 1
     starts = np.concatenate([[0], breaks, [len(lines)]])
     ends = [np.arange(first + BURST_LINES, last, BURST_LINES) for first, last in zip(starts, starts[1:], strict=False)
             if last - first > BURST_LINES]
-    return np.sort(np.concatenate([starts[1:], *ends])) if ends else starts[1:]
+    return np.sort(np.concatenate([starts[1:], *ends])).tolist() if ends else starts[1:].tolist()
+
+
+class Source:
+    """A vector reader's walk: one vector per iteration, a request for every line that differs from the one before."""
+
+    def __init__(self, lines: np.ndarray):
+        fresh = np.concatenate([[True], np.diff(lines) != 0])
+        self.lines, self.first = lines[fresh].tolist(), np.flatnonzero(fresh).tolist()
+        self.places: list[tuple[Burst, int]] = []        # of the requested lines
+        self.responses: list[int] = []                   # when each line was taken from its FIFO
+        self.taken: list[int] = []                       # when each vector was taken
+        self.line, self.next_first = 0, 0
+
+
+class Port:
+    """A client of the write port: its coalescer and the buffer of its data."""
+
+    def __init__(self, model: Estimate, client: str):
+        self.model, self.collector = model, model.collectors[client]
+        self.buffered: deque[tuple[Burst, int]] = deque()    # as many lines as the buffer and its output hold
+
+    def quick(self, line: int, valid: int):
+        ready = valid
+        if len(self.buffered) > BUFFER_LINES:
+            burst, place = self.buffered[0]
+            if burst.start is None:
+                return None
+            ready = max(valid, burst.sent(place) + 1)
+        time = self.collector.quick(line, valid, ready)
+        if time is not None:
+            self._hold()
+        return time
+
+    def _hold(self):
+        burst = self.collector.open
+        self.buffered.append((burst, burst.lines - 1))
+        if len(self.buffered) > BUFFER_LINES + 1:
+            self.buffered.popleft()
+
+    def write(self, line: int, valid: int):
+        """Process: the cycle in which the port takes a line offered from ``valid`` on."""
+        ready = valid
+        if len(self.buffered) > BUFFER_LINES:
+            burst, place = self.buffered[0]
+            while burst.start is None:
+                if burst is self.collector.open:
+                    yield from self.collector.pause(self.model.writes.issued)
+                else:
+                    yield self.model.writes.issued
+            ready = max(valid, burst.sent(place) + 1)
+        time = yield from self.collector.add(line, valid, ready)
+        self._hold()
+        return time
+
+    def drain(self):
+        """Process: until every line is acknowledged."""
+        yield from self.collector.finish()
+        burst = self.collector.sent
+        while burst.start is None:
+            yield self.model.writes.issued
+        self.model.last_write = max(self.model.last_write, burst.end)
+        if burst.acknowledged > self.model.clock.now:
+            yield burst.acknowledged
 
 
 class Load:
     """A band in an operand buffer: when its lines are there."""
 
-    def __init__(self, lines: int):
-        self.lines, self.number = lines, None
+    def __init__(self):
         self.pieces: list[tuple[int, Burst]] = []        # (first line, burst), in order
+        self.times: list[int] = []                       # of each line, if they were folded
         self.complete = False
 
     def covering(self, line: int):
+        if line < len(self.times):
+            return self.times[line]
         for first, burst in self.pieces:
             if first <= line < first + burst.lines:
-                return burst.arrival(line - first) + READ_RETURN if burst.start is not None else None
+                return burst.arrival(line - first) + 1 if burst.start is not None else None
         return None
 
 
@@ -245,35 +422,32 @@ class Item:
         self.sections = {label: defaultdict(int, block.sections.get(label, {})) for label, _ in FORMATS[block.opcode]}
         self.runnable = None
         self.taken = 0
-        self.loads: dict[str, Load | None] = {}
 
 
 class Estimate:
     """Timeline of one program on one core and memory; ``cycles[tag]`` after construction.
 
-    ``total`` ends with the last write, ``first`` is when the first product was decoded.
+    ``total``: cycles from the doorbell to the interrupt (a program without END: to its last descriptor's decoding).
+    ``first`` is when the first product was decoded, ``last_write`` the cycle after the last beat written.
     """
 
     def __init__(self, config: CoreConfig, blocks, tags: dict, settings: MemorySettings):
         self.config, self.settings = config, settings
         self.clock = clock = Clock()
-        beats = config.line_bytes // config.beat_bytes
-
-        def cost(rate):
-            return max(beats, config.line_bytes / rate) if rate else beats
-        self.reads = Channel(clock, READERS, cost(settings.read_rate), beats, settings, write=False)
-        self.writes = Channel(clock, WRITERS, cost(settings.write_rate), beats, settings, write=True)
-        self.page = 4096 // config.line_bytes
+        self.reads = Channel(clock, READERS, config, settings.read_rate, settings, write=False)
+        self.writes = Channel(clock, WRITERS, config, settings.write_rate, settings, write=True)
+        self.page = PAGE_BYTES // config.line_bytes
+        self.collectors = {name: Collector(self.reads, name, READ_PATIENCE, self.page) for name in READERS}
+        self.collectors |= {name: Collector(self.writes, name, WRITE_PATIENCE, self.page) for name in WRITERS}
         array = SystolicArray(config, result_control(config))
         array._MustUse__silence = True              # only asked for its latencies, never elaborated
         self.settle = array.settle
         self.array_latency = {mode: array.latency(mode) for mode in Mode}
-        self.cycles: dict = defaultdict(float)
-        self.last_write = 0.0
+        self.cycles: dict = defaultdict(int)
+        self.last_write = 0
         self.first = None
-        self.span: dict = {}
         self._state = {"product": None, "vector": None}
-        self._since = {"product": 0.0, "vector": 0.0}
+        self._since = {"product": 0, "vector": 0}
         self.gate = Gate(clock)                     # completions and decoders
         self.count = defaultdict(int)               # fed, stored, completed, issued_product, issued_vector
         self.decoded: dict[str, Item | None] = {"product": None, "vector": None}
@@ -289,8 +463,11 @@ class Estimate:
         clock.at(0, self._store())
         clock.at(0, self._vector_command())
         clock.at(0, self._vector())
+        self.total = None
         clock.run()
-        self.total = self.clock.now
+        if not (self.total is not None and self._idle("product") and self._idle("vector")):
+            raise RuntimeError(f"the estimate came to a standstill in cycle {clock.now}: a unit waits for what never "
+                               "comes; the core would hang as well, or the model is wrong: simulate this program")
 
     # Who works for which tag
 
@@ -309,44 +486,48 @@ class Estimate:
 
     # Sequencer
 
+    def _fetch(self, lines: int):
+        """The program's lines: requested as far ahead as their FIFO goes."""
+        collector, depth = self.collectors["program"], READERS["program"]
+        time = 0
+        for line in range(lines):
+            while line - depth >= len(self.fetched):
+                yield from collector.pause(self.fetch_gate)
+            begin = max(time + 1, self.fetched[line - depth] if line >= depth else 0)
+            time = yield from collector.add(line, begin, begin)
+            self.program.append((collector.open, collector.open.lines - 1))
+        yield from collector.finish()
+
     def _sequencer(self, blocks, tags):
-        clock, config = self.clock, self.config
-        words = config.line_bytes // 4
-        queue: deque[tuple[Burst, int]] = deque()
-        ahead, total, have = READERS["program"], len(blocks) * DESCRIPTOR_WORDS // words + READERS["program"], 0
-        burst = min(ahead, BURST_LINES)
-        yield clock.now + burst
-        queue.append((self.reads.post("program", burst), burst))
-        asked = burst
-        index, line = 0, None                    # word and line in hand
+        clock, words = self.clock, self.config.line_bytes // 4
+        self.program: list[tuple[Burst, int]] = []      # where each line comes
+        self.fetched: list[int] = []                     # when it was used up and its place is free
+        self.fetch_gate = Gate(clock)
+        clock.at(0, self._fetch(len(blocks) * DESCRIPTOR_WORDS // words + READERS["program"]))
+        index = 0
+
+        def header():
+            """Process: waits for the next word."""
+            line = index // words
+            while line >= len(self.program) or self.program[line][0].start is None:
+                yield self.reads.issued
+            burst, place = self.program[line]
+            yield burst.arrival(place) + RESPONSE_QUEUE
 
         def advance(count):
-            """Consume words; yields until their lines are there."""
-            nonlocal index, line, have, asked
-            for _ in range(count):
-                if index % words == 0 or line is None:
-                    while True:
-                        first, size = queue[0]
-                        if first.start is None:
-                            yield self.reads.issued
-                            continue
-                        break
-                    time = first.arrival(have) + FIFO_RETURN
-                    if time > clock.now:
-                        yield time
-                    line = True
-                index += 1
+            """Process: consumes words, one a cycle."""
+            nonlocal index
+            while count:
+                yield from header()
+                part = min(count, words - index % words)
+                yield clock.now + part
+                index, count = index + part, count - part
                 if index % words == 0:
-                    have += 1
-                    if have == queue[0][1]:
-                        queue.popleft()
-                        have = 0
-                    if asked < total:
-                        queue.append((self.reads.post("program", 1), 1))
-                        asked += 1
-            yield clock.now + count
+                    self.fetched.append(clock.now)
+                    self.fetch_gate.open()
 
         for block in blocks:
+            yield from header()
             yield clock.now + 1
             if block.opcode in (Opcode.END, Opcode.LOOP):
                 if block.opcode is Opcode.LOOP:
@@ -358,6 +539,12 @@ class Estimate:
                         self.count[name] = 0
                     yield from advance(DESCRIPTOR_WORDS - last_word(Opcode.LOOP) - 1)
                     yield clock.now + 1
+                else:                                # what was fetched ahead is dropped, a line a cycle
+                    burst, place = self.program[-1]
+                    while burst.start is None:
+                        yield self.reads.issued
+                    yield max(clock.now + len(self.program) - len(self.fetched),
+                              burst.arrival(place) + RESPONSE_QUEUE) + 2
                 continue
             engine = "product" if block.opcode is Opcode.PRODUCT else "vector"
             while self.decoded[engine] is not None:
@@ -372,6 +559,7 @@ class Estimate:
             clock.at(clock.now, self._dispatch(engine, item))
             yield from advance(DESCRIPTOR_WORDS - used)
             yield clock.now + 1
+        self.total = clock.now
 
     def _idle(self, engine: str) -> bool:
         if engine == "product":
@@ -400,10 +588,6 @@ class Estimate:
         if item.taken == item.parts:
             engine = "vector" if name == "vector" else "product"
             self.count[f"issued {engine}"] += 1
-            if engine == "vector":
-                self._tag = item.tag
-                if self._state["vector"] is not None:
-                    self._account("vector", item.tag)
             self.clock.at(self.clock.now + 1, self._release(engine))
         return item
 
@@ -434,9 +618,11 @@ class Estimate:
                 yield clock.now + 1
                 continue
             number = self.begun[which]
-            while number >= 2 and self.advanced[which] < number:
-                yield self.load_gate
-            current = Load(0)
+            if number >= 2 and self.advanced[which] < number:
+                while self.advanced[which] < number:
+                    yield self.load_gate
+                yield clock.now + 1
+            current = Load()
             self.begun[which] += 1
             self.loads[which].append(current)
             self.load_gate.open()
@@ -444,59 +630,95 @@ class Estimate:
                          [load["tile_stride"], load["run_stride"], config.line_bytes], load["address"])
             lines //= config.line_bytes
             if load["fold"]:
-                yield from self._fold(name, load, current, len(lines))
+                yield from self._fold(name, load, current, lines.tolist())
             else:
-                done, previous = 0, None
-                for end in bursts(lines, self.page).tolist():
-                    yield clock.now + end - done + self._patience(end, lines, done, READ_PATIENCE)
-                    while previous is not None and previous.start is None:
-                        yield self.reads.issued
-                    previous = self.reads.post(name, end - done)
-                    current.pieces.append((done, previous))
+                collector = self.collectors[name]
+
+                def place(first, burst, current=current):
+                    current.pieces.append((first, burst))
                     self.load_gate.open()
-                    done = end
-                while previous.start is None:
+                yield from collector.stream(lines.tolist(), bursts(lines, self.page), clock.now + 1, place)
+                yield from collector.finish()
+                final = current.pieces[-1][1]
+                while final.start is None:
                     yield self.reads.issued
-                yield previous.end + READ_RETURN - 1
+                yield final.end + 1
             current.complete = True
             self.load_gate.open()
             yield clock.now + 1
 
-    def _fold(self, name: str, load, current: Load, raw: int):
-        """Raw lines arrive at most FOLD_LINES ahead; a row takes a cycle per byte, padding included."""
-        clock, config = self.clock, self.config
-        shifts = max(load["fold_pad_bytes"] + load["fold_row_bytes"],
-                     load["fold_kernel_bytes"] + (load["fold_columns"] - 1) * load["fold_step_bytes"])
-        row = 2 + max(shifts, load["fold_columns"] * load["fold_slices"])
-        cycles = row / load["fold_row_bytes"]       # per raw byte
-        left = load["fold_skip"] + load["fold_rows"] * load["fold_row_bytes"]
-        packed = ceil_div(load["fold_rows"] * load["fold_columns"] * load["fold_slices"], 4)
-        posted: deque[Burst] = deque()
-        first = min(FOLD_LINES, raw)
-        yield clock.now + first
-        burst = self.reads.post(name, first)
-        posted.extend((burst, k) for k in range(first))
-        asked, shown, time = first, 0, clock.now
-        for k in range(raw):
-            burst, place = posted.popleft()
-            while burst.start is None:
-                yield self.reads.issued
-            time = max(time, burst.arrival(place) + READ_RETURN)
-            yield time
-            if asked < raw:
-                yield clock.now + READ_PATIENCE + 2
-                posted.append((self.reads.post(name, 1), 0))
-                asked += 1
-            time += min(config.line_bytes, left) * cycles
-            left -= config.line_bytes
-            ready = min(packed, int(packed * (k + 1) / raw))
-            if ready > shown:
-                cost = (time - clock.now) / (ready - shown)
-                current.pieces.append((shown, Burst(ready - shown, cost, start=clock.now)))
-                shown = ready
-                self.load_gate.open()
-        yield time
-        current.pieces.append((shown, Burst(packed - shown + 1, 0, start=clock.now)))
+    def _raw(self, name: str, lines: list[int], places: list, freed: list[int], gate: Gate):
+        """Requests of a folding load: at most FOLD_LINES lines before the folding unit."""
+        collector = self.collectors[name]
+        time = self.clock.now
+        for number, line in enumerate(lines):
+            while number - FOLD_LINES >= len(freed):
+                yield from collector.pause(gate)
+            begin = max(time + 1, freed[number - FOLD_LINES] if number >= FOLD_LINES else 0)
+            time = yield from collector.add(line, begin, begin)
+            places.append((collector.open, collector.open.lines - 1))
+        yield from collector.finish()
+
+    def _fold(self, name: str, load, current: Load, lines: list[int]):
+        """A folding load: raw lines are shifted out byte by byte, windows leave slice by slice (hw.fold)."""
+        clock, line_bytes = self.clock, self.config.line_bytes
+        places, freed, gate = [], [], Gate(clock)
+        clock.at(clock.now, self._raw(name, lines, places, freed, gate))
+        pad, kernel, step = load["fold_pad_bytes"], load["fold_kernel_bytes"], load["fold_step_bytes"]
+        stop, columns, slices = pad + load["fold_row_bytes"], load["fold_columns"], load["fold_slices"]
+        shown = current.times = []
+        time = clock.now + 1                         # of the next shift
+        left = position = pushed = 0                 # raw bytes in hand; shifts of this row; vectors pushed
+        taken = 0                                    # cycle of the latest raw byte
+
+        def shift(target, skip=False):
+            """Process: shifts up to position ``target`` of the row."""
+            nonlocal time, left, position, taken
+            while position < target:
+                if not skip and position < pad:
+                    count = min(target, pad) - position
+                elif not skip and position >= stop:
+                    count = target - position
+                else:
+                    if not left:
+                        number = len(freed)
+                        while number >= len(places) or places[number][0].start is None:
+                            yield self.reads.issued
+                        burst, place = places[number]
+                        popped = max(burst.arrival(place) + 1, taken)
+                        freed.append(popped + 1)
+                        gate.open()
+                        time, left = max(time, popped + 1), line_bytes
+                    count = min(left, (target if skip else min(target, stop)) - position)
+                    left -= count
+                    taken = time + count - 1
+                time += count
+                position += count
+
+        yield from shift(load["fold_skip"], skip=True)
+        time += 1                                    # to the first row's start
+        for _ in range(load["fold_rows"]):
+            time, position = time + 1, 0
+            for column in range(columns):
+                yield from shift(kernel + column * step)
+                for _ in range(slices):              # pushed from the cycle after the last shift on
+                    pushed += 1
+                    if pushed % 4 == 0:
+                        shown.append(time + 2)
+                    time += 1
+                time -= 1
+                if time - clock.now > 64:
+                    self.load_gate.open()
+            last = time
+            yield from shift(stop)
+            time = max(last + 1, time + 1)
+            self.load_gate.open()
+        time += 1
+        if pushed % 4:
+            time += 4 - pushed % 4
+            shown.append(time + 1)
+        self.load_gate.open()
+        yield max(time + 1, clock.now)
 
     def _available(self, which: str, line: int):
         """Process: returns the time from which a line of the current load can be read."""
@@ -510,28 +732,25 @@ class Estimate:
                 return time
             if load.complete:
                 return self.clock.now
-            yield self.reads.issued if not load.pieces or load.pieces[-1][1].start is None else self.load_gate
+            yield self.reads.issued if load.pieces and load.pieces[-1][1].start is None else self.load_gate
 
     def _pending(self, which: str) -> bool:
         number = self.advanced[which] - 1
         return number >= len(self.loads[which]) or not self.loads[which][number].complete
 
-    def _patience(self, end: int, lines, done: int, patience: int) -> int:
-        """Further cycles until the coalescer closes a burst: nothing follows that would close it."""
-        full = end - done == BURST_LINES or (lines[end - 1] + 1) % self.page == 0
-        return patience if end == len(lines) and not full else 0
-
     # Weights
 
     def _weights(self):
-        self.tiles: deque = deque()                 # (burst, lines before it) of each requested tile
-        self.ring_used = 0
+        self.tiles: deque = deque()                 # (burst, place of the last line, lines) of each requested tile
+        self.ring_free: list[int] = []              # when each line's place is free again
         self.ring_gate, self.tile_gate = Gate(self.clock), Gate(self.clock)
         self.clock.at(0, self._weight_requests())
 
     def _weight_requests(self):
-        clock, config = self.clock, self.config
+        clock, config, collector, asked = self.clock, self.config, self.collectors["weights"], 0
         while True:
+            if not self.ports["weights"]:
+                yield from collector.finish()
             item = yield from self._take("weights")
             yield clock.now + 1
             feed, weights = item.sections["feed"], item.sections["weights"]
@@ -541,25 +760,22 @@ class Estimate:
             n = (config.columns if feed["mode"] == Mode.FORWARD else config.rows) // 4
             starts = walk([feed[f"tiles{k}"] for k in range(4)], [weights[f"stride{k}"] for k in range(4)],
                           weights["address"] - weights["address"] % config.line_bytes) // config.line_bytes
-            lines = (starts[:, None] + np.arange(n)).reshape(-1)
-            done, previous = 0, None
-            for end in bursts(lines, self.page).tolist():
-                size = end - done
-                while self.ring_used + size > config.weight_lines:
-                    yield self.ring_gate
-                self.ring_used += size
-                yield clock.now + size
-                while previous is not None and previous.start is None:
-                    yield self.reads.issued
-                previous = self.reads.post("weights", size)
-                # Lines of the last tile that this burst completes.
-                for tile in range(done // n, end // n + (end % n > 0)):
-                    last = (tile + 1) * n - 1
-                    if done <= last < end:
-                        self.tiles.append((previous, last - done, n))
+            time = clock.now
+            for start in starts.tolist():
+                for line in range(start, start + n):
+                    need = asked - config.weight_lines
+                    while need >= len(self.ring_free):
+                        yield from collector.pause(self.ring_gate)
+                    begin = time + 1
+                    if need >= 0 and self.ring_free[need] > begin:
+                        begin = self.ring_free[need]
+                    time = collector.quick(line, begin, begin)
+                    if time is None:
+                        time = yield from collector.add(line, begin, begin)
+                    asked += 1
+                self.tiles.append((collector.open, collector.open.lines - 1, n))
                 self.tile_gate.open()
-                done = end
-            yield clock.now + 1
+            yield time + 1
 
     def _tile(self):
         """Process: arrival of the next weight tile and its lines."""
@@ -569,12 +785,7 @@ class Estimate:
         while burst.start is None:
             yield self.reads.issued
         self.tiles.popleft()
-        return burst.arrival(place) + READ_RETURN, lines
-
-    def _free_ring(self, time, lines):
-        yield time
-        self.ring_used -= lines
-        self.ring_gate.open()
+        return burst.arrival(place) + 1, lines
 
     # Feeder
 
@@ -631,7 +842,8 @@ class Estimate:
                         begin = max(arrival, shifted_ahead)
                     else:
                         begin = max(arrival, ready_next - n, began + 1 if tile == 0 else 0)
-                    clock.at(begin + n + 1, self._free_ring(begin + n + 1, lines))
+                    self.ring_free += lines * [begin + n + 1]
+                    self.ring_gate.open()
                     time = max(time, begin + n)
                 yield max(time, clock.now)
                 time = max(time, clock.now)
@@ -693,42 +905,26 @@ class Estimate:
     def _results(self):
         self.produced: deque = deque()              # (time of the first, count, cycles between them)
         self.result_gate, self.accepted_gate = Gate(self.clock), Gate(self.clock)
-        self.accepted: deque = deque()              # (results in all, time) as the store takes them
-        self.accepted_count = 0
+        self.accepted: list[int] = []               # when the store hands over each result
 
     def _results_from(self, first, last, count, mode):
         """Vectors fed from `first` to `last` are results; the store sees them later."""
         way = FEED_LATENCY + self.array_latency[mode] + self.config.columns + ACCUMULATOR
-        self.produced.append((first + way, count, (last - first + 1) / count))
+        self.produced.append((first + way, count, (last - first) / max(1, count - 1)))
         self.result_gate.open()
 
     def _room(self, count):
         """Process: time at which `count` more results have a place; reserves them."""
         self.reserved += count
         need = self.reserved - self.config.result_entries
-        while self.accepted_count < need:
+        while len(self.accepted) < need:
             yield self.accepted_gate
-        while self.accepted and self.accepted[0][0] < need:
-            self.accepted.popleft()
-        return self.accepted[0][1] if self.accepted and need > 0 else 0
-
-    def _write(self, client: str, size: int, buffered: deque):
-        """Process: hand a burst to the write channel; waits while the client's buffer is full."""
-        while buffered and sum(burst.lines for burst in buffered) + size > BUFFER_LINES + BURST_LINES:
-            head = buffered[0]
-            while head.start is None:
-                yield self.writes.issued
-            if head.end > self.clock.now:
-                yield head.end
-            buffered.popleft()
-        burst = self.writes.post(client, size)
-        buffered.append(burst)
-        return burst
+        return self.accepted[need - 1] if need > 0 else 0
 
     def _store(self):
         clock, config = self.clock, self.config
-        buffered: deque[Burst] = deque()
-        segment, used = None, 0
+        port = Port(self, "store")
+        begin, count, pace, used = 0, 0, 0, 0
         while True:
             item = yield from self._take("store")
             yield clock.now + 1
@@ -736,38 +932,22 @@ class Estimate:
             if enabled:
                 addresses = walk([store[f"count{k}"] for k in range(4)] + [store["run"]],
                                  [store[f"stride{k}"] for k in range(4)] + [config.line_bytes], store["address"])
-                yield clock.now + 1
-                lines = addresses // config.line_bytes
-                done, burst = 0, None
-                for end in bursts(lines, self.page).tolist():
-                    while done < end:
-                        while segment is None or used == segment[1]:
-                            while not self.produced:
-                                yield self.result_gate
-                            segment, used = self.produced.popleft(), 0
-                        # Results that come slowly leave in short bursts.
-                        size = end - done if segment[2] <= 2 else min(4, end - done)
-                        left, time = size, clock.now
-                        while left:
-                            if used == segment[1]:
-                                while not self.produced:
-                                    yield self.result_gate
-                                segment, used = self.produced.popleft(), 0
-                            part = min(left, segment[1] - used)
-                            time = max(time + part, segment[0] + (used + part) * segment[2])
-                            used += part
-                            left -= part
-                        yield max(clock.now, time) + self._patience(done + size, lines, done, WRITE_PATIENCE)
-                        burst = yield from self._write("store", size, buffered)
-                        self.accepted_count += size
-                        self.accepted.append((self.accepted_count, clock.now))
+                time = clock.now
+                for line in (addresses // config.line_bytes).tolist():
+                    if used == count:
+                        while not self.produced:
+                            yield from port.collector.pause(self.result_gate)
+                        begin, count, pace = self.produced.popleft()
+                        used = 0
+                    ready = max(time + 1, begin + int(used * pace))
+                    used += 1
+                    time = port.quick(line, ready)
+                    if time is None:
+                        time = yield from port.write(line, ready)
+                    self.accepted.append(time)
+                    if self.accepted_gate.waiting:
                         self.accepted_gate.open()
-                        done += size
-                while burst.start is None:
-                    yield self.writes.issued
-                self.last_write = max(self.last_write, burst.end)
-                self.span[item.tag] = burst.end
-                yield burst.acknowledged + WRITE_RETURN
+                yield from port.drain()
             self.count["stored"] += 1
             yield clock.now + 1
             self.gate.open()
@@ -779,6 +959,8 @@ class Estimate:
         while True:
             item = yield from self._take("vector")
             yield self.clock.now + 1
+            if self._state["vector"] is not None:
+                self._account("vector", item.tag)
             self.command = item
             self.command_gate.open()
             while self.command is not None:
@@ -791,165 +973,229 @@ class Estimate:
 
     def _vector(self):
         clock = self.clock
+        ports = [Port(self, name) for name in ("target0", "target1")]
         while True:
             while self.command is None:
                 yield self.command_gate
             item = self.command
-            self._account("vector", self._tag)
+            self._account("vector", item.tag)
             if item.block.opcode is Opcode.SCALAR:
-                yield from self._scalar(item.sections["scalar"])
-            else:
-                yield from self._elementwise(item.sections["vector"])
-            if self.command is item:
+                yield from self._scalar(item.sections["scalar"], ports[0])
                 self._command_done()
-            self.count["completed"] += 1
+            else:
+                yield from self._elementwise(item.sections["vector"], ports)
             yield clock.now + 1
+            self.count["completed"] += 1
             self._account("vector", None)
             self.gate.open()
 
-    def _scalar(self, scalar):
+    def _scalar(self, scalar, port):
+        """Process: a SCALAR descriptor that the engine sees now; returns in its last cycle."""
         clock, config = self.clock, self.config
-        yield clock.now + 2
+        time = clock.now + 2
         if scalar["enable_load"]:
-            burst = self.reads.post("source0", 1)
-            while burst.start is None:
+            collector = self.collectors["source0"]
+            yield from collector.add(0, time, time)
+            yield from collector.finish()
+            while collector.sent.start is None:
                 yield self.reads.issued
-            yield burst.end + FIFO_RETURN + 2
-        yield clock.now + 3 * scalar["count"] + 2
+            time = collector.sent.end + RESPONSE_QUEUE + 1
+        time += 3 * scalar["count"] + 1
         if scalar["enable_dump"]:
-            lines = ceil_div(4 * REGISTERS, config.line_bytes)
-            gap = REGISTERS // lines + 1
-            yield clock.now + 3
-            if gap > WRITE_PATIENCE:
-                for _ in range(lines):
-                    yield clock.now + gap
-                    burst = self.writes.post("target0", 1)
-            else:
-                yield clock.now + gap * lines
-                burst = self.writes.post("target0", lines)
-            while burst.start is None:
-                yield self.writes.issued
-            yield burst.acknowledged + WRITE_RETURN + (WRITE_PATIENCE if lines < BURST_LINES else 0)
+            for line in range(ceil_div(4 * REGISTERS, config.line_bytes)):
+                time += config.line_bytes // 4 + 1
+                time = yield from port.write(line, time)
+            yield max(clock.now, time + 2)
+            yield from port.drain()
+            time = clock.now + 1
+        yield time
 
-    def _elementwise(self, vector):
+    def _elementwise(self, vector, ports):
+        """Process: a VECTOR descriptor that the engine sees now; returns in its last cycle."""
         clock, config = self.clock, self.config
         counts = [vector[f"count{k}"] for k in range(5)]
-        total = int(np.prod(counts))
-        loss, pool = vector["function"] == Function.NITI_LOSS, vector["pool"]
+        total = math.prod(counts)
+        loss, pool, enabled = vector["function"] == Function.NITI_LOSS, vector["pool"], vector["enable"]
         labels = loss or vector["function"] == Function.SQUARED_ERROR
-        elementwise = vector["function"] in (Function.ELEMENTWISE, Function.UPDATE, Function.SQUARED_ERROR)
-        drawing = elementwise and Rounding(vector["rounding"]) in DRAWING
-        yield clock.now + 4
-        progress = Gate(clock)
-        state = {"consumed": 0}
-        sources, targets = [], []
-
-        def lines_of(name, loop_counts):
-            addresses = walk(loop_counts, [vector[f"{name}_stride{k}"] for k in range(5)], vector[name])
-            lines = addresses // config.line_bytes
-            fresh = np.concatenate([[True], np.diff(lines) != 0])
-            return lines[fresh], np.flatnonzero(fresh)
-
-        enabled = vector["enable"]
+        start = clock.now + 2                        # first request
+        taken = Gate(clock)
+        sources: list[Source | None] = []
         for k in range(3):
-            if k and not enabled >> k - 1 & 1:
+            if vector["function"] == Function.FILL or k and not enabled >> k - 1 & 1:
+                sources.append(None)
                 continue
-            name = f"source{k}"
-            loop_counts = counts[:4] + [1] if labels and k == 1 else counts
-            lines, iterations = lines_of(name, loop_counts)
-            scale = counts[4] if labels and k == 1 else 1
-            source = {"atoms": bursts(lines, self.page, iterations).tolist(), "first": iterations * scale,
-                      "hard": set(bursts(lines, self.page).tolist()), "ends": [], "posted": []}
+            loops = counts[:4] + [1] if labels and k == 1 else counts
+            source = Source(walk(loops, [vector[f"source{k}_stride{j}"] for j in range(5)], vector[f"source{k}"])
+                            // config.line_bytes)
             sources.append(source)
-            clock.at(clock.now, self._source(name, source, READERS[name], progress, state))
-        for name in ("target0", "target1"):
-            if not enabled >> {"target0": 3, "target1": 2}[name] & 1:
+            clock.at(start, self._source(f"source{k}", source, taken, start))
+        targets = []
+        loops = counts[:3] + [1, 1] if pool else counts
+        vectors = math.prod(loops)                   # of a target
+        last = bool(pool and not vector["state"])    # the pool comes after the lanes
+        for k in range(2):
+            if not enabled >> 3 - k & 1:
                 continue
-            loop_counts = counts[:3] + [1, 1] if pool else counts
-            lines, iterations = lines_of(name, loop_counts)
-            # Lines that come slowly, because sources are slow, leave one by one.
-            pace = max(1.0, sum(len(source["first"]) for source in sources) * self.reads.cost / total)
-            pace = 100 if loss else pace * (4 if pool else 1)
-            ends = bursts(lines, self.page, iterations * pace, WRITE_PATIENCE)
-            # The last vector of each burst's last line.
-            after = np.append(iterations, int(np.prod(loop_counts)))[ends] * (4 if pool else 1)
-            targets.append({"name": name, "ends": ends, "after": after, "sent": 0, "buffered": deque(), "last": None})
-        time = clock.now + (RandomWords.key_latency + RandomWords.latency + 1 if drawing else 0)
+            lines = walk(loops, [vector[f"target{k}_stride{j}"] for j in range(5)], vector[f"target{k}"])
+            targets.append((ports[k], (lines // config.line_bytes).tolist()))
         if loss:
-            classes = vector["classes"]
-            per_sample = classes * (3 + max(1, 13 / 4)) + counts[4] + LOSS
-            grain = counts[4]
+            results = self._loss(vector, sources, taken, math.prod(counts[:4]), counts[4])
         else:
-            grain = VECTOR_GRAIN
-        done = 0
-        while done < total:
-            stop = min(total, done + grain)
-            ready = 0
-            for source in sources:
-                line = int(np.searchsorted(source["first"], stop - 1, "right")) - 1
-                while not source["ends"] or source["ends"][-1] <= line:
-                    yield self.reads.issued
-                number = bisect.bisect_right(source["ends"], line)
-                while source["posted"][number].start is None:
-                    yield self.reads.issued
-                first = source["ends"][number - 1] if number else 0
-                ready = max(ready, source["posted"][number].arrival(line - first) + FIFO_RETURN)
-            time = max(time + (per_sample if loss else stop - done), ready + 1)
-            yield max(clock.now, time)
-            time = clock.now
-            done = stop
-            state["consumed"] = done
-            progress.open()
-            for target in targets:
-                while target["sent"] < len(target["ends"]) and target["after"][target["sent"]] <= done:
-                    k = target["sent"]
-                    size = int(target["ends"][k] - (target["ends"][k - 1] if k else 0))
-                    target["last"] = yield from self._write(target["name"], size, target["buffered"])
-                    target["sent"] += 1
-            time = max(time, clock.now)
-        yield clock.now + LANES
-        self._command_done()
-        if enabled >> 4 & 1:
-            yield clock.now + 3 + (config.vector - 1).bit_length()
-        if targets:
-            yield clock.now + WRITE_PATIENCE
-        for target in targets:
-            while target["last"].start is None:
-                yield self.writes.issued
-            self.last_write = max(self.last_write, target["last"].end)
-            if target["last"].acknowledged + WRITE_RETURN > clock.now:
-                yield target["last"].acknowledged + WRITE_RETURN
-
-    def _source(self, name, source, depth, progress, state):
-        """Requests of one source, as far ahead as its FIFO and its notes go."""
-        clock, posted, atoms, first = self.clock, source["posted"], source["atoms"], source["first"]
-
-        def fits(end):
-            used = int(np.searchsorted(first, state["consumed"], "right")) - 1       # lines left behind
-            return (end - max(used, 0) <= depth or end - done > depth) and first[end - 1] - state["consumed"] < 256
-
-        done = k = 0
-        while k < len(atoms):
-            end, before = atoms[k], done
-            while not fits(end):
-                yield progress
-            while True:
-                yield clock.now + max(end - before, int(first[end - 1] - first[before - 1]) if before else 0)
-                # While the burst before waits for its turn, this one grows.
-                while posted and posted[-1].start is None:
-                    if (k + 1 < len(atoms) and end not in source["hard"] and atoms[k + 1] - done <= BURST_LINES
-                            and fits(atoms[k + 1])):
-                        break
-                    yield self.reads.issued
-                else:
+            results = self._lanes(vectors if not last else total, sources, taken, start, pool=pool and not last,
+                                  label_every=counts[4] if labels else 1,
+                                  first=start + DRAW if self._draws(vector) else start)
+        self._written = start
+        handed, done = 0, 0                          # vectors handed to the writers
+        before: list = [None] * len(targets)
+        while handed < vectors:
+            time = None
+            for _ in range(4 if last else 1):
+                # The lanes' next result; until its time is known they wait.
+                while True:
+                    what = next(results)
+                    if not isinstance(what, tuple):
+                        yield what
+                        continue
+                    time = what[0]
                     break
-                k += 1
-                before, end = end, atoms[k]
-            posted.append(self.reads.post(name, end - done))
-            source["ends"].append(end)
-            self.reads.issued.open()
-            done = end
-            k += 1
+                done += 1
+                self._written = max(self._written, time)
+            latest = time = max(time, self._written) + last
+            for k, (port, lines) in enumerate(targets):
+                line = lines[handed]
+                if before[k] is not None and before[k] != line:
+                    at = port.quick(before[k], time)
+                    if at is None:
+                        at = yield from port.write(before[k], time)
+                    latest = max(latest, at)
+                before[k] = line
+            self._written = latest - last
+            handed += 1
+        end = latest
+        for k, (port, _) in enumerate(targets):
+            at = port.quick(before[k], latest + 1)
+            if at is None:
+                at = yield from port.write(before[k], latest + 1)
+            end = max(end, at)
+        if end + 1 > clock.now:
+            yield end + 1
+        self._command_done()
+        for port, _ in targets:
+            yield from port.collector.finish()
+        for port, _ in targets:
+            yield from port.drain()
+        end += 2 + (RANGE + (config.vector - 1).bit_length()) * (enabled >> 4 & 1)
+        if clock.now < end:
+            yield end
+
+    @staticmethod
+    def _draws(vector) -> bool:
+        lanes = vector["function"] in (Function.ELEMENTWISE, Function.UPDATE, Function.SQUARED_ERROR)
+        return lanes and Rounding(vector["rounding"]) in DRAWING
+
+    def _take_vector(self, source, index: int, free: int):
+        """Process: the cycle in which a reader takes its vector ``index``, if its register is free from ``free`` on."""
+        if index == source.next_first:
+            line = source.line
+            while line >= len(source.places) or source.places[line][0].start is None:
+                yield self.reads.issued
+            burst, place = source.places[line]
+            time = burst.arrival(place) + RESPONSE_QUEUE
+            if time < free:
+                time = free
+            source.responses.append(time)
+            source.line = line = line + 1
+            source.next_first = source.first[line] if line < len(source.first) else -1
+        else:
+            time = max(free, source.taken[-1] + 1)
+        source.taken.append(time)
+        return time
+
+    def _lanes(self, total: int, sources, taken, start: int, *, pool: bool, label_every: int, first: int):
+        """Process that yields (time,) of each result, and what it waits for before it knows. ``pool``: four vectors of
+        source 0 make one. ``label_every``: results for a vector of source 1. ``first``: when the lanes may begin.
+        """
+        if sources[0] is None:                       # FILL
+            for index in range(total):
+                yield (start + 1 + index,)
+            return
+        main, others = sources[0], [source for source in sources[1:] if source is not None]
+        entered, step = first - 1, 0
+        steps = deque([0] * ROUND, ROUND)
+        for index in range(total):
+            if pool:
+                free = steps[0]                      # of the pool's register, when its window goes on
+                for place in range(4):
+                    time = yield from self._take_vector(main, 4 * index + place, free)
+                    free = time + 1
+                entered = max(time + 3, entered + 1, steps[0])
+            else:
+                time = yield from self._take_vector(main, index, entered)
+                entered = max(time + 1, entered + 1, steps[0])
+            ready = max(entered + ROUND, step + 1, self._written)
+            for source in others:
+                if index % label_every:
+                    continue
+                ready = max(ready, 1 + (yield from self._take_vector(source, index // label_every, step)))
+            step = ready
+            steps.append(step)
+            if taken.waiting:
+                taken.open()
+            yield (step + 1,)
+
+    def _loss(self, vector, sources, taken, samples: int, vectors: int):
+        """Process like ``_lanes``: see hw.loss for its states."""
+        logits, labels = sources[:2]
+        classes, lanes = vector["classes"], self.config.vector
+        accepts = []
+        for k in range(classes):
+            accepts.append(max(accepts[-1] + 1 if accepts else 0, accepts[k - DIVIDERS] + DIVISION if k >= DIVIDERS
+                               else 0))
+        finish = accepts[-1] + DIVISION
+        load = held = label_held = 0                 # first class; when the readers' registers are free
+        for sample in range(samples):
+            load = max(load, 1 + (yield from self._take_vector(labels, sample, label_held)))
+            for k in range(vectors):
+                time = yield from self._take_vector(logits, sample * vectors + k, held)
+                load = max(load, time + 1) + min(lanes, classes - k * lanes)
+                held = load - 1
+            taken.open()
+            divide = load + 1 + classes + WEIGHT_STAGES + 1
+            label_held = divide + WEIGHT_STAGES + finish + 2
+            send = label_held + 2
+            for k in range(vectors):
+                send += min(lanes, classes - k * lanes)
+                yield (send,)
+                send = max(send, self._written) + 1
+            load = send
+
+    def _source(self, name, source, taken, start: int):
+        """Requests of one source, as far ahead as its FIFO and its notes go."""
+        collector, depth, first = self.collectors[name], READERS[name], source.first
+        time = start - 1
+        before = -1
+        for number, (line, index) in enumerate(zip(source.lines, first, strict=True)):
+            noted, place = index - NOTES, number - depth
+            while noted >= len(source.taken):
+                yield from collector.pause(taken)
+            valid = time + index - before
+            if noted >= 0 and source.taken[noted] >= valid:
+                valid = source.taken[noted] + 1
+            ready = valid
+            if place >= 0:
+                while place >= len(source.responses):
+                    if collector.open is not None and valid < collector._expiry((yield from collector._room())):
+                        yield taken                   # held
+                    else:
+                        yield from collector.pause(taken)
+                if source.responses[place] >= ready:
+                    ready = source.responses[place] + 1
+            time = collector.quick(line, valid, ready)
+            if time is None:
+                time = yield from collector.add(line, valid, ready)
+            before = index
+            source.places.append((collector.open, collector.open.lines - 1))
+        yield from collector.finish()
 
 
 def estimate(config: CoreConfig, program, settings: MemorySettings) -> Estimate:
@@ -1005,8 +1251,7 @@ def main(options, config: CoreConfig) -> int:
     return 0
 
 
-def estimate_network(config: CoreConfig, method: str, model: str, data: str, batch: int, settings: MemorySettings,
-                     rate: int | None = None):
+def estimate_network(config: CoreConfig, method: str, model: str, data: str, batch: int, settings: MemorySettings):
     """(compiled, timeline) of one training step."""
     import golden.train
 
@@ -1016,6 +1261,5 @@ def estimate_network(config: CoreConfig, method: str, model: str, data: str, bat
         raise CompileError("the estimate knows no microprograms: use --method niti, niti-2020 or wage; "
                            "python -m sim train measures dfp")
     network = golden.train.build(method, model, 1, data=data, batch=batch)
-    rate = network.learning_rate() if rate is None else rate
-    compiled = compile_training(config, network, batch=batch, capacity=1, steps=1, rate=rate)
+    compiled = compile_training(config, network, batch=batch, capacity=1, steps=1, rate=network.learning_rate())
     return compiled, estimate(config, compiled.program, settings)

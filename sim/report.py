@@ -25,7 +25,7 @@ from pathlib import Path
 import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import LogLocator, MaxNLocator
 
 STATES = ("busy", "stalled_in", "stalled_out", "idle")
 NAMES = {"busy": "busy", "stalled_in": "waits for data", "stalled_out": "waits for room", "idle": "idle"}
@@ -41,6 +41,7 @@ LINES = {
     "golden": ("golden model", {"color": "#111111", "linewidth": 1.1, "linestyle": (0, (5, 3))}),
     "float": ("float32", {"color": "#c8553d", "linewidth": 1.6, "linestyle": (0, (1, 1.2))}),
 }
+SHAPES = (("#1f5f8b", "o"), ("#9a4a00", "s"), ("#2c6e3f", "^"), ("#5b3c88", "D"))
 MAX_BARS = 40
 
 
@@ -81,8 +82,8 @@ def plot_loss(steps):
         if points:
             where, losses = zip(*points, strict=True)
             axes.plot(where, _smooth(np.array(losses, float), window), label=label, **style)
-    mean = f", mean of {window} steps" if window > 1 else ""
-    axes.set(xlabel="training step", ylabel=f"loss of the batch{mean}")
+    mean = f"\nmean of {window} steps" if window > 1 else ""
+    axes.set(xlabel="training step", ylabel=f"loss of the batch (nats){mean}")
     axes.set_ylim(bottom=0)
     axes.grid(alpha=0.3)
     axes.legend(frameon=False)
@@ -112,7 +113,8 @@ def plot_cycles(passes, steps):
 
 
 def plot_roofline(passes, peak, bandwidth):
-    """MACs per cycle over MACs per byte of traffic, under the roof of `peak` and `bandwidth` bytes per cycle."""
+    """MACs per cycle over MACs per byte of traffic, under the roof of `peak` and `bandwidth` bytes per cycle. Every
+    pass has a number; its kind also has a shape."""
     points = []
     for entry in passes:
         moved = entry.get("bytes_read", 0) + entry.get("bytes_written", 0)
@@ -120,28 +122,59 @@ def plot_roofline(passes, peak, bandwidth):
             points.append((entry["macs"] / moved, entry["macs"] / entry["cycles"], entry["layer"], entry["pass"]))
     if not points:
         return None
-    figure = Figure(figsize=(8.6, 3.8), layout="constrained")
+    rows = -(-len(points) // max(1, len(points) // 14))
+    figure = Figure(figsize=(8.6, max(3.8, 1.2 + 0.19 * rows)), layout="constrained")
     axes = figure.add_subplot()
-    intensity = np.array([point[0] for point in points])
-    span = np.geomspace(min(intensity.min(), peak / bandwidth) / 3, max(intensity.max(), peak / bandwidth) * 3, 200)
+    intensity, speed = (np.array([point[k] for point in points]) for k in (0, 1))
+    ridge = peak / bandwidth
+    span = np.geomspace(min(intensity.min(), ridge) / 3, max(intensity.max(), ridge) * 3, 200)
     axes.plot(span, np.minimum(peak, span * bandwidth), color="#111111", linewidth=1.4)
-    for kind, marker in zip(dict.fromkeys(point[3] for point in points), "os^Dvp*X", strict=False):
-        chosen = [point for point in points if point[3] == kind]
-        axes.plot([p[0] for p in chosen], [p[1] for p in chosen], marker, markersize=6, label=kind, alpha=0.85)
-    axes.set(xscale="log", yscale="log", xlabel="MACs per byte moved", ylabel="MACs per cycle")
-    axes.set_title(f"roof: {peak} MACs per cycle and {bandwidth} bytes per cycle", fontsize=9)
+    shapes = dict(zip(dict.fromkeys(point[3] for point in points), SHAPES * len(points), strict=False))
+    entries = []
+    for number, (x, y, layer, kind) in enumerate(points, 1):
+        colour, shape = shapes[kind]
+        entries += axes.plot([x], [y], shape, markersize=8, color=colour, markeredgecolor="white", linestyle="none",
+                             label=f"{number}  {layer} {kind}")
+    for (x, y), numbers in _clusters(points, span[-1] / span[0]).items():
+        axes.annotate(", ".join(map(str, numbers)), (x, y), (0, -7), textcoords="offset points", ha="center", va="top",
+                      fontsize=8)
+    axes.set(xscale="log", yscale="log", xlabel="MACs per byte moved", ylabel="MACs per cycle",
+             ylim=(min(speed.min(), span[0] * bandwidth) / 1.5, peak * 1.8))
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axis.set_major_formatter("{x:g}")
+        axis.set_minor_formatter("")
+    axes.text(span[-1], peak * 1.12, f"array: {peak} MACs per cycle ", ha="right", va="bottom", fontsize=8)
+    axes.set_title(f"slope: memory, {bandwidth} bytes per cycle (half read, half written)", fontsize=9, loc="left")
     axes.grid(alpha=0.3, which="both")
-    axes.legend(frameon=False, title="pass")
+    figure.legend(handles=entries, loc="outside right upper", frameon=False, fontsize=8, markerscale=0.9,
+                  ncols=max(1, len(points) // 14), title="pass")
     return figure
 
 
+def _clusters(points, span):
+    """Numbers of the points by the place of their label: points too close for two labels share one."""
+    near = 0.05 * np.log(span)
+    places = {}
+    for number, (x, y, *_) in enumerate(points, 1):
+        for place in places:
+            if abs(np.log(x / place[0])) < near and abs(np.log(y / place[1])) < near:
+                places[place].append(number)
+                break
+        else:
+            places[x, y] = [number]
+    return places
+
+
 def plot_bits(steps):
-    """Bits used by every tensor over the steps, darker is wider."""
+    """Bits used by every tensor over the steps, darker is wider; the range stands beside each row."""
     lines = [line for line in steps if line.get("bits")]
     if not lines:
         return None
-    lines = lines[:: max(1, len(lines) // 200)]
     names = list(lines[-1]["bits"])
+    every = [[line["bits"][name] for line in lines if name in line["bits"]] for name in names]
+    ranges = [f"{min(bits)}" if min(bits) == max(bits) else f"{min(bits)} to {max(bits)}" for bits in every]
+    lines = lines[:: max(1, len(lines) // 200)]
     widths = np.array([[line["bits"].get(name, np.nan) for line in lines] for name in names], float)
     figure = Figure(figsize=(8.6, 1.2 + 0.22 * len(names)), layout="constrained")
     axes = figure.add_subplot()
@@ -149,8 +182,13 @@ def plot_bits(steps):
     picture = axes.pcolormesh(places, np.arange(len(names) + 1) - 0.5, widths, cmap="cividis_r")
     axes.invert_yaxis()
     axes.set_yticks(range(len(names)), names, fontsize=7)
-    axes.set_xlabel("training step")
-    figure.colorbar(picture, ax=axes, label="bits used", ticks=MaxNLocator(integer=True))
+    axes.set(xlabel="training step", ylabel="tensor")
+    beside = axes.twinx()
+    beside.set_ylim(axes.get_ylim())
+    beside.set_yticks(range(len(names)), ranges, fontsize=7)
+    beside.tick_params(length=0)
+    beside.set_ylabel("smallest to largest (bits)", fontsize=8)
+    figure.colorbar(picture, ax=[axes, beside], label="bits used", ticks=MaxNLocator(integer=True), pad=0.02)
     return figure
 
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 from pathlib import Path
+
+import numpy as np
 
 from hw.errors import ErrorCode
 from hw.register_map import offset
@@ -19,11 +22,15 @@ async def run(session, *, folder, window, limit, seed, counters):
     """Runs the doorbells listed in ``folder``/doorbells.json.
 
     Each is {"program": address, "step": first step, "writes": [[name, address, offset, size], ...]} with data in
-    ``folder``/doorbells.bin. Between doorbells nothing else is written. Returns per doorbell the cycles and
-    counters, and whether a tensor was all zero where the method needs its maximum.
+    ``folder``/doorbells.bin. Between doorbells nothing else is written. Returns per doorbell the cycles, the counters
+    and "zero", whether a tensor was all zero where the method needs its maximum, and leaves them as a line each in
+    ``folder``/records.jsonl, with "activity", the rows (engine, tag, activity, cycles) of its cycles, "host_writes",
+    and the "beats" of data read and written.
     """
     folder = Path(folder)
-    data = (folder / "doorbells.bin").read_bytes()
+    data = np.memmap(folder / "doorbells.bin", np.uint8, "r")
+    activity = np.zeros(session.folder.activity.shape, np.int64)
+    logged, beats = 0, np.zeros(2, np.int64)
     await session.reset()
     await session.write_register(offset("WINDOW_BASE"), window[0])
     await session.write_register(offset("WINDOW_LIMIT"), window[1])
@@ -35,7 +42,7 @@ async def run(session, *, folder, window, limit, seed, counters):
             break
         written = []
         for name, address, start, size in doorbell["writes"]:
-            piece = data[start:start + size]
+            piece = data[start:start + size].tobytes()
             session.memory.write(name, address, piece)
             written.append((name, address, hashlib.sha256(piece).digest(), size))
         await session.write_register(offset("PROGRAM"), doorbell["program"])
@@ -56,6 +63,15 @@ async def run(session, *, folder, window, limit, seed, counters):
             low = await session.read_register(offset("COUNTER_VALUE"))
             values.append(low | await session.read_register(offset("COUNTER_VALUE_HIGH")) << 32)
         results.append({"cycles": cycles, "counters": values, "zero": zero})
+        now = session.folder.activity.astype(np.int64)
+        spent, activity = now - activity, now
+        rows = np.column_stack([np.argwhere(spent), spent[spent != 0]]).tolist()
+        writes = [dataclasses.asdict(entry) for entry in session.memory.log[logged:]]
+        logged = len(session.memory.log)
+        before, beats = beats, np.array([session.control.read_beats, session.control.write_beats])
+        with (folder / "records.jsonl").open("a") as file:
+            file.write(json.dumps({**results[-1], "activity": rows, "host_writes": writes,
+                                   "beats": (beats - before).tolist()}) + "\n")
     return results
 
 

@@ -13,6 +13,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 import traceback
 from dataclasses import asdict, dataclass
@@ -292,8 +293,8 @@ def _run(folder, log_path, consumer, progress):
             start_new_session=True,
         )
         try:
-            while True:
-                try:
+            with _StopRequests(block):
+                while True:
                     ended = process.poll() is not None
                     if consumer:
                         for snapshot in folder.snapshots():
@@ -304,19 +305,34 @@ def _run(folder, log_path, consumer, progress):
                         return process.returncode
                     if block.ring_tail == block.ring_head:
                         time.sleep(POLL_SECONDS)
-                except KeyboardInterrupt:
-                    block.stop += 1
-                    if block.stop > 1:
-                        raise
-                    print(
-                        "\nstopping after the current doorbell (Ctrl-C again: now)",
-                        file=sys.stderr,
-                        flush=True,
-                    )
         except BaseException:
             block.stop = 2
             _end(process)
             raise
+
+
+class _StopRequests:
+    """Ctrl-C and SIGTERM end the run after the current doorbell, without tearing a consumer's work apart; the
+    second one raises `KeyboardInterrupt` at once."""
+
+    def __init__(self, block):
+        self._block = block
+        self._before = {}
+
+    def __enter__(self):
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self._before[number] = signal.signal(number, self._request)
+
+    def _request(self, number, frame):
+        self._block.stop += 1
+        if self._block.stop > 1:
+            raise KeyboardInterrupt
+        print("\nstopping after the current doorbell (Ctrl-C again: now)", file=sys.stderr, flush=True)
+
+    def __exit__(self, *_):
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
 
 
 def _end(process):

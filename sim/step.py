@@ -14,9 +14,11 @@ from hw.core import COUNTERS
 from hw.scalar import STEP
 
 from . import compiler, verilator
+from .checker import Checker
+from .doorbells import Plan, generated_verilog, training_doorbells
 from .session import simulate
 from .shared import MemorySettings, SnapshotPlan
-from .train import Checker, _cycles, _Plan, _training_doorbells, generated_verilog
+from .train import SETTINGS, cycle_rows
 
 __all__ = ["measure_steps"]
 
@@ -27,14 +29,14 @@ def measure_steps(config: CoreConfig, network, dataset, steps: int, *, out: Path
 
     Returns ``cycles`` (doorbell to the end, all steps), ``share`` of peak, ``rows`` as in cycles.json, ``compiled``.
     """
-    doorbell = next(_training_doorbells(network, dataset, steps, steps))
+    doorbell = next(training_doorbells(network, dataset, steps, steps))
     compiled = compiler.compile_training(config, network, batch=network.batch, capacity=steps, steps=steps,
                                          rate=doorbell.rate)
-    plan = _Plan(Path(out) / "run")
+    plan = Plan(Path(out) / "run")
     plan.add(compiled, doorbell, network, compiled.state(network.state))
     plan.close()
     checker = Checker(compiled, network, intermediates=True)
-    settings = dataclasses.replace(settings or MemorySettings(latency=100, outstanding=64),
+    settings = dataclasses.replace(settings or SETTINGS,
                                    size=max(4096, compiled.memory_bytes))
     build = build or verilator.build(generated_verilog(config), log=log)
     batches = iter(doorbell.batches)
@@ -45,7 +47,7 @@ def measure_steps(config: CoreConfig, network, dataset, steps: int, *, out: Path
         out=out, settings=settings, consumer=lambda snapshot: checker.step(snapshot, *next(batches)),
         plan=SnapshotPlan(compiled.dump.address + 4 * STEP, checker.regions, slots=4, blocks=True))
     cycles = result.value[0]["cycles"]
-    rows = _cycles(compiled, result, steps, config)
+    rows = cycle_rows(compiled, result.activity, steps)
     macs = network.description.training_macs(network.batch) * steps
     return {"cycles": cycles, "share": macs / (cycles * config.rows * config.columns), "macs": macs, "rows": rows,
             "compiled": compiled, "compared": checker.compared}

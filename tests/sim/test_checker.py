@@ -8,8 +8,8 @@ from golden import data as data_module
 from hw.config import PRESETS
 from hw.scalar import STEP
 from sim import compiler
+from sim.checker import Checker, Mismatch
 from sim.shared import Snapshot
-from sim.train import Checker, Mismatch
 
 
 def _network():
@@ -81,6 +81,31 @@ def test_a_skipped_step_is_found():
     record = _network().step(images, labels)
     with pytest.raises(Mismatch, match="says it made step 3, expected step 0"):
         checker.step(_snapshot(compiled, record, checker, step=3), images, labels)
+
+
+def test_digests_find_a_wrong_state_and_name_the_tensor():
+    compiled, images, labels = _setting()
+    record = _network().step(images, labels)
+    names = list(Checker(compiled, _network(), compare="digests").tensors)
+    assert names == ["logits", "conv0.weight", "conv1.weight", "fc0.weight"]
+    for number, name in enumerate(names[1:], 1):
+        checker = Checker(compiled, _network(), compare="digests")
+        snapshot = _snapshot(compiled, record, checker)
+        snapshot.regions[1 + number][0] ^= 1
+        with pytest.raises(Mismatch, match=rf"step 0, layer {name.split('.')[0]}, tensor weight, index \[0") as found:
+            checker.step(snapshot, images, labels)
+        assert (found.value.step, found.value.name, found.value.cycle) == (0, name, 1000)
+    for name in ("conv1.weight.exponent", "fc0.weight.exponent"):
+        checker = Checker(compiled, _network(), compare="digests")
+        snapshot = _snapshot(compiled, record, checker)
+        snapshot.regions[0].view("<i4")[compiled.scalars[name]] += 1
+        with pytest.raises(Mismatch, match=name.split(".")[0]):
+            checker.step(snapshot, images, labels)
+    checker = Checker(compiled, _network(), compare="digests")
+    checker.step(_snapshot(compiled, record, checker), images, labels)
+    assert checker.compared == 2 * 3
+    with pytest.raises(ValueError, match="compare is 'some': use one of full, digests"):
+        Checker(compiled, _network(), compare="some")
 
 
 @pytest.mark.parametrize("method", ["niti", "niti-2020", "wage"])

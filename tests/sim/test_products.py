@@ -12,7 +12,7 @@ from golden import data as data_module
 from hw.config import PRESETS
 from sim import products
 from sim.__main__ import main
-from sim.estimate import estimate, estimate_passes
+from sim.estimate import Estimate, estimate, estimate_passes
 from sim.products import ALIGNED, AWKWARD, Shape, edge_bound, measure, passes
 from sim.shared import MemorySettings, SimulationError
 from sim.step import measure_steps
@@ -23,10 +23,6 @@ SMALL_SHAPES = (
     Shape(2, 9, 12, 8, 12, 1, 2), Shape(1, 11, 11, 17, 3, 5, 1, 2), Shape(2, 8, 8, 3, 9, 3, 1, 1, first=True),
     Shape(2, 4, 4, 10, 12, 4),
 )
-BOOKKEEPING = ("exponents", "step done")
-"""Passes of a few scalar operations that belong to no tensor."""
-
-
 def memory(rate, **more):
     return MemorySettings(latency=100, read_rate=rate, write_rate=rate, outstanding=64, **more)
 
@@ -44,11 +40,14 @@ def random_shapes(rng, count):
     return shapes
 
 
-def assert_close(rows, estimates):
-    """Within 2 % (at least 96 cycles: some passes take 300); folding from lines of 16 bytes within 4 %."""
-    for row, cycles in zip(rows, estimates, strict=True):
-        slack = 0.04 if "first layer" in row["shape"] else 0.02
-        assert abs(cycles - row["cycles"]) <= max(96, slack * row["cycles"]), (row, cycles)
+def assert_close(what, cycles, estimated):
+    """Within 2 %; a pass shorter than 1000 cycles within 20 cycles, see docs/estimate.md."""
+    assert abs(estimated - cycles) <= max(0.02 * cycles, 20), (what, cycles, estimated)
+
+
+def assert_rows_close(rows, estimates):
+    for row, estimated in zip(rows, estimates, strict=True):
+        assert_close((row["shape"], row["pass"]), row["cycles"], estimated)
 
 
 @pytest.mark.slow
@@ -58,7 +57,7 @@ def test_passes_equal_golden_and_account_for_every_cycle(tmp_path):
     for row in rows:
         assert sum(row["where"].values()) == pytest.approx(1)
         assert 0.7 <= row["share_of_bound"] <= 1.01
-    assert_close(rows, estimate_passes(TINY, SMALL_SHAPES, memory(16)))
+    assert_rows_close(rows, estimate_passes(TINY, SMALL_SHAPES, memory(16)))
 
 
 @pytest.mark.slow
@@ -68,7 +67,7 @@ def test_the_estimate_agrees_on_random_shapes_at_two_bandwidths(tmp_path):
     for rate in (16, 4):
         try:
             rows = measure(TINY, shapes, out=tmp_path, settings=memory(rate), seed=seed)
-            assert_close(rows, estimate_passes(TINY, shapes, memory(rate)))
+            assert_rows_close(rows, estimate_passes(TINY, shapes, memory(rate)))
         except (AssertionError, SimulationError) as error:
             raise AssertionError(f"shapes of seed {seed} at {rate} bytes per cycle: {error}") from error
 
@@ -90,40 +89,48 @@ def test_a_wrong_bit_is_found_and_named(tmp_path, monkeypatch):
         measure(TINY, [Shape(3, 1, 1, 5, 6)], out=tmp_path)
 
 
+def dataset_of(name):
+    """The data set; for MNIST random images of its shape: no cycle depends on a value, and tests download nothing."""
+    if name != "mnist":
+        return data_module.load(name)
+    rng = np.random.default_rng(1)
+    images = rng.integers(0, 256, (64, 28, 28, 1)).astype(np.uint8)
+    labels = rng.integers(0, 10, 64)
+    return data_module.Dataset(data_module.data_set(name), images, labels, images[:32], labels[:32])
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("core, model, data, batch, rates", [
-    ("tiny", "tiny-cnn", "digits", 32, (16, 4)), ("base", "bench-cnn", "synthetic", 32, (64, 16))])
-def test_the_estimate_agrees_on_training_steps(tmp_path, core, model, data, batch, rates):
-    dataset = data_module.load(data)
+@pytest.mark.parametrize("core, model, data, rates, shares", [
+    ("tiny", "tiny-cnn", "digits", (16, 4), {}),
+    ("base", "bench-cnn", "synthetic", (64, 16), {64: 0.90, 16: 0.85}),
+    ("base", "lenet", "mnist", (64, 16), {}),
+])
+def test_the_estimate_agrees_on_every_layer_and_pass_of_a_training_step(tmp_path, core, model, data, rates, shares):
     for rate in rates:
-        network = golden.train.build("niti", model, 1, data=data, batch=batch)
-        result = measure_steps(PRESETS[core], network, dataset, 1, out=tmp_path / str(rate), settings=memory(rate))
+        network = golden.train.build("niti", model, 1, data=data, batch=32)
+        result = measure_steps(PRESETS[core], network, dataset_of(data), 1, out=tmp_path / str(rate),
+                               settings=memory(rate))
         timeline = estimate(PRESETS[core], result["compiled"].program, memory(rate))
-        assert timeline.total == pytest.approx(result["cycles"], rel=0.005)
+        assert timeline.total == pytest.approx(result["cycles"], rel=0.001)
+        passes_run = {(row["layer"], row["pass"]) for row in result["rows"]}
+        assert passes_run == {key for key, cycles in timeline.cycles.items() if cycles}
         for row in result["rows"]:
-            if row["pass"] not in BOOKKEEPING:
-                cycles = timeline.cycles[row["layer"], row["pass"]]
-                # Vector passes share memory with the products' loads, and hand their acknowledgement's wait (a memory
-                # latency) to the next pass if it is known: the model follows them less closely.
-                vector = row["engine"] == "vector"
-                # Known gaps on base: vector passes by up to 8 %, and at 16 bytes per cycle short products by 2.1 %
-                # (fc0 gradient, 109 of 5118 cycles). The total above bounds what they cost.
-                if core == "base" and (vector or rate == 16):
-                    continue
-                allowed = max(0.08 * row["cycles"], 256) if vector else max(0.02 * row["cycles"], 64)
-                assert abs(cycles - row["cycles"]) <= allowed, (rate, row, cycles)
-        if model == "bench-cnn":
-            assert result["share"] >= {64: 0.90, 16: 0.85}[rate]
+            key = row["layer"], row["pass"]
+            assert_close((rate, *key), row["cycles"], timeline.cycles[key])
+        if rate in shares:
+            assert result["share"] >= shares[rate]
 
 
 @pytest.mark.slow
-def test_the_lists_reach_their_goals_on_base(tmp_path):
-    settings = memory(64)
+@pytest.mark.parametrize("rate", [64, 16])
+def test_the_lists_agree_with_the_estimate_and_reach_their_goals_on_base(tmp_path, rate):
+    settings = memory(rate)
     for shapes, key, least in ((ALIGNED, "share", 0.95), (AWKWARD, "share_of_bound", 0.85)):
         rows = measure(BASE, shapes, out=tmp_path, settings=settings)
-        assert min(row[key] for row in rows) >= least
+        assert_rows_close(rows, estimate_passes(BASE, shapes, settings))
         assert max(row["share_of_bound"] for row in rows) <= 1.005
-        assert_close(rows, estimate_passes(BASE, shapes, settings))
+        if rate == 64:
+            assert min(row[key] for row in rows) >= least
 
 
 def test_the_estimate_says_that_the_aligned_list_reaches_its_goal():
@@ -141,6 +148,15 @@ def test_the_estimate_keeps_to_the_bound_and_grows_with_a_slower_memory():
         bound = edge_bound(BASE, shape, step, memory(64))
         assert 0.99 * bound <= quick <= bound / 0.85, (shape.name, step)
         assert quick <= late
+
+
+def test_the_estimate_says_when_a_program_never_ends():
+    plan = products.Plan(TINY, [Shape(3, 1, 1, 5, 6)], operands=False)
+    block = plan.passes[0].blocks[0]
+    sections = {**block.sections, "header": {**block.sections.get("header", {}), "wait_vector": 1}}
+    waiting = dataclasses.replace(block, sections=sections)
+    with pytest.raises(RuntimeError, match="standstill"):
+        Estimate(TINY, [waiting], {(block.layer, block.step): 0}, memory(16))
 
 
 def test_the_lists_hold_what_they_promise():

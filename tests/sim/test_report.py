@@ -150,6 +150,25 @@ def test_numbers_in_the_plots_are_those_of_the_run(tmp_path):
     assert drawn == {40.0}
 
 
+def test_the_plots_can_be_read_without_colour(tmp_path):
+    """Every roofline point has a number that the legend explains, every kind of pass a shape, every row its range."""
+    _, steps, cycles = write_run(tmp_path)
+    figure = report.plot_roofline(cycles, 64, 32)
+    legend = [text.get_text() for text in figure.legends[0].get_texts()]
+    passes = [(entry["layer"], entry["pass"]) for entry in cycles if entry["macs"]]
+    assert legend == [f"{number}  {layer} {kind}" for number, (layer, kind) in enumerate(passes, 1)]
+    labels = [text.get_text() for text in figure.axes[0].texts if re.fullmatch(r"[\d, ]+", text.get_text())]
+    assert sorted(int(number) for label in labels for number in label.split(",")) == list(range(1, len(passes) + 1))
+    shapes = {line.get_label().split()[-1]: line.get_marker() for line in figure.axes[0].lines[1:]}
+    assert len(set(shapes.values())) == len(shapes) == 3
+    figure = report.plot_bits(steps)
+    rows = [label.get_text() for label in figure.axes[1].get_yticklabels()]
+    assert rows == ["5 to 7"] * 6
+    for axes in (*report.plot_loss(steps).axes, *report.plot_cycles(cycles, 120).axes):
+        assert axes.get_xlabel()
+    assert len({hatch for _, hatch in report.FILLS.values()}) == 3       # busy and idle are dark and light
+
+
 def test_no_text_overlaps_in_the_plots(tmp_path):
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 

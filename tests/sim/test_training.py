@@ -2,6 +2,10 @@
 
 import dataclasses
 import json
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,13 +16,14 @@ from golden import data as data_module
 from hw.config import PRESETS
 from hw.descriptor import Opcode, encode
 from hw.errors import ErrorCode
-from sim import verilator
+from sim import doorbells, verilator
 from sim.__main__ import main
+from sim.doorbells import generated_verilog
 from sim.layout import PixelTensor, WeightTensor
 from sim.session import simulate
 from sim.shared import MemorySettings
 from sim.tiling import Geometry, gradient
-from sim.train import generated_verilog, train
+from sim.train import train
 from sim.verilator import lint
 
 
@@ -179,6 +184,69 @@ def test_bad_arguments_get_one_line(tmp_path, capsys, arguments, message):
     assert main(["train", "--steps", "1", *arguments, "--out", str(tmp_path)]) == 1
     error = capsys.readouterr().err
     assert message in error and error.count("\n") == 1, error
+
+
+def _one_line(capsys, *parts):
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and all(part in error for part in ("error: ", *parts)), error
+
+
+def test_a_missing_compiler_is_one_line(tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    assert main(["train", "--core", "tiny", "--steps", "1", "--out", str(tmp_path)]) == 1
+    _one_line(capsys, "CXX=no-such-compiler does not work: install one (Debian: apt-get install g++) or set CXX")
+
+
+@pytest.mark.parametrize("where", ["doorbells", "memory", "cache"])
+def test_a_full_disk_is_one_line(tmp_path, capsys, monkeypatch, where):
+    """While the batches, the simulated memory or the Verilog are written."""
+    full = OSError(28, "No space left on device")
+
+    def refuse(*arguments):
+        raise full
+
+    if where == "doorbells":
+        monkeypatch.setattr(doorbells.Plan, "piece", refuse)
+        parts = f"cannot write to {tmp_path}: No space left on device; when that is mended, start again",
+    elif where == "memory":
+        monkeypatch.setattr(os, "posix_fallocate", refuse)
+        parts = "the disk of ", "has no room for "
+    else:
+        monkeypatch.setenv("INTRAIN_CACHE", str(tmp_path / "cache"))
+        monkeypatch.setattr(Path, "write_text", refuse)
+        parts = "cannot write to the cache ", "No space left on device; set INTRAIN_CACHE to a folder with space"
+    assert main(["train", "--core", "tiny", "--steps", "1", "--out", str(tmp_path)]) == 1
+    _one_line(capsys, *parts)
+
+
+@pytest.mark.slow
+def test_two_simulations_share_an_empty_cache(tmp_path):
+    """Both build the same core at once; one waits for the other, and both train."""
+    environment = {**os.environ, "INTRAIN_CACHE": str(tmp_path / "cache")}
+    command = [sys.executable, "-m", "sim", "train", "--core", "tiny", "--steps", "4", "--test-images", "0", "--out"]
+    root = Path(__file__).resolve().parents[2]
+    both = [subprocess.Popen([*command, str(tmp_path / name)], cwd=root, env=environment, stderr=subprocess.PIPE,
+                             stdout=subprocess.DEVNULL, text=True) for name in "ab"]
+    errors = [process.communicate()[1] for process in both]
+    assert [process.returncode for process in both] == [0, 0], errors
+    assert sum("built in" in error for error in errors) == 1
+    assert _digests(tmp_path / "a") == _digests(tmp_path / "b")
+
+
+@pytest.mark.parametrize("compare", ["full", "digests"])
+def test_both_comparisons_see_the_same_run(tmp_path, compare):
+    network = golden.train.build("niti", "mlp", 1, data="digits", batch=32)
+    summary = train(PRESETS["tiny"], network, data_module.load("digits"), 3, tmp_path, compare=compare, test_images=40,
+                    floating=False, log=lambda line: None)
+    assert summary["bit_exact"] and summary["comparison"] == compare and "float_accuracy" not in summary
+    assert summary["tensors_compared"] == 3 * (2 * 2 if compare == "digests" else 16) and summary["test_images"] == 40
+    assert _digests(tmp_path)[-1] == network.digest()
+    lines = [json.loads(line) for line in (tmp_path / "steps.jsonl").read_text().splitlines()]
+    names = {"logits", "fc0.weight", "fc1.weight"}
+    assert all(line["loss"] == line["golden"] for line in lines)
+    assert set(lines[0]["bits"]) == names if compare == "digests" else set(lines[0]["bits"]) > names
+    timing = summary["timing"]
+    assert timing["simulated_cycles"] > 3 * summary["cycles_per_step"] and timing["comparing_processor_seconds"] > 0
 
 
 @pytest.mark.parametrize("core", ["tiny", "wide"])
