@@ -62,6 +62,8 @@ def run_model(core, network, dataset, steps, *, inference=True):
 
 @pytest.mark.parametrize("core, model, batch, steps, options", [
     ("tiny", "mlp", 32, 3, {}),
+    # Seed 51: the largest sum is negative, the largest error lies where ReLU was inactive, both by a bit.
+    ("tiny", "mlp", 4, 1, {"seed": 51}),
     ("wide", "mlp", 8, 2, {"rounding": "nearest"}),
     ("tiny", "tiny-cnn", 4, 2, {}),
     ("tiny", "tiny-cnn-bn", 2, 2, {}),
@@ -70,7 +72,8 @@ def run_model(core, network, dataset, steps, *, inference=True):
     pytest.param("small", "tiny-resnet", 2, 1, {}, marks=pytest.mark.slow),
 ])
 def test_programs_compute_what_golden_computes(core, model, batch, steps, options):
-    network = golden.train.build("dfp", model, 1, data="digits", batch=batch, **options)
+    options = {"seed": 1, **options}
+    network = golden.train.build("dfp", model, options.pop("seed"), data="digits", batch=batch, **options)
     checker = run_model(core, network, data_module.load("digits"), steps)
     assert checker.compared > 20 * steps and not checker.not_compared - {"pool0.choice", "pool1.choice"}
 
