@@ -9,11 +9,12 @@ from amaranth.lib.wiring import In, Out
 
 from .config import CoreConfig
 
-__all__ = ["Accumulator", "AccumulatorColumn", "control_layout"]
+__all__ = ["Accumulator", "AccumulatorColumn", "REUSE", "control_layout"]
 
 SUM_BITS = 32
 # A column's pipeline: read the entry, clear or register it, add, write.
 CLEAR, WRITE = 1, 3
+REUSE = WRITE + 1      # cycles until an entry may be used again
 
 
 def control_layout(config: CoreConfig) -> data.StructLayout:
@@ -82,7 +83,7 @@ class Accumulator(wiring.Component):
     Column j works j cycles after column 0, as its data arrive, with the same control word: nothing is deskewed.
     A result line is whole when the last column has written it. One vector per cycle.
 
-    The user guarantees: the same ``index`` at the earliest 4 cycles later (an entry's sum is written in the
+    The user guarantees: the same ``index`` at the earliest REUSE cycles later (an entry's sum is written in the
     fourth cycle), and a reserved place for every ``final`` vector, so the array never has to wait.
 
     Parameters

@@ -140,6 +140,7 @@ STORE = Section(
     Field("run", 16, "result vectors in consecutive lines in the innermost loop"),
     Field("range_register", 6, "scalar register that takes the largest magnitude"),
     Field("range_clear", 1, "1 starts the maximum anew; 0 continues it"),
+    Field("range_positive", 1, "1: only results above zero count, as when ReLU follows"),
 )
 
 VECTOR = Section(
@@ -161,7 +162,7 @@ VECTOR = Section(
     *_loop("count", 5, 16, "count of loop {} (0 is the outermost)"),
     Field("enable", 5, "bit 0: read source 1; bit 1: read source 2; bit 2: write target 1; bit 3: write target 0; "
           "bit 4: largest magnitude of the results to range_register"),
-    Field("range_register", 6, "scalar register that takes the largest magnitude"),
+    Field("range_register", 6, "scalar register that takes the largest magnitude; WIDE: the bit length of range 0"),
     Field("range_clear", 1, "1 starts the maximum anew; 0 continues it"),
     Field("blocked", 2, "zero where source 2 has a state with bit 2 (clipped), bit 3 (not above zero) set"),
     Field("random_stream", 16, "stream of the random words (contract section 4), for roundings that draw"),
@@ -178,6 +179,9 @@ VECTOR = Section(
     Field("random_start", 32, "random words: row-major index of the first element, times 0x9E3779B9 modulo 2**32"),
     *_loop("random_stride", 5, 32, "random words: index step of loop {}, multiplied likewise"),
     Field("label_log2", 5, "SQUARED_ERROR: log2 of the label's target"),
+    Field("source2_width", 2, "bytes of an element of source 2, as of the others"),
+    Field("microprogram", 9, "WIDE: address of the first instruction, see hw.wide"),
+    Field("ranges", 3, "WIDE: number of ranges, 0 to 4, that go to range_register and the next registers"),
 )
 
 SCALAR_OPERATIONS = 40
@@ -189,6 +193,8 @@ SCALAR = Section(
     Field("count", 8, "operations"),
     Field("enable_load", 1, "1 reads the line that holds the word at `load` first"),
     Field("enable_dump", 1, "1 writes all scalar registers to `dump` last: this is the step-done write"),
+    Field("microprogram", 1, "1: the operations are no operations but words for the wide lanes (hw.wide)"),
+    Field("microprogram_address", 9, "where the first of these words goes"),
     *_loop("operation", SCALAR_OPERATIONS, 32, "operation {}, see hw.scalar.Operation"),
 )
 

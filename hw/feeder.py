@@ -8,6 +8,7 @@ from amaranth.hdl import Cat, Module, Mux, Signal
 from amaranth.lib import data, stream, wiring
 from amaranth.lib.wiring import In, Out
 
+from .accumulator import REUSE
 from .config import CoreConfig
 from .descriptor import FEED, Mode
 from .loop_nest import LoopNest
@@ -128,6 +129,13 @@ class Feeder(wiring.Component):
         final = Signal()
         m.d.comb += final.eq(feed.last & reduction_last)
 
+        # Weight-stationary: an accumulator entry may be used again REUSE cycles later. Tiles of that many pixels or
+        # more keep to it by themselves; a shorter one whose last pixels waited for an operand holds the next tile.
+        fire, short = Signal(), Signal()
+        recent = Signal(REUSE - 2)
+        m.d.sync += recent.eq(Cat(fire, recent))
+        too_early = short & recent.any()
+
         # Output-stationary: a boundary closes the previous tile, whose rows then leave one per cycle.
         spacing = Signal(range(config.rows))
         pending = Signal(data.StructLayout({"valid": 1, "entry": 16, "init": 1, "final": 1}))
@@ -137,7 +145,7 @@ class Feeder(wiring.Component):
         m.d.comb += close_ok.eq((spacing == 0)
                                 & (~(pending.valid & pending.final) | (self.room >= config.rows)))
 
-        fire, boundary = Signal(), Signal()
+        boundary = Signal()
         on_the_way = Signal(FEED_LATENCY)    # issued, not yet seen by the array
         m.d.sync += on_the_way.eq(Cat(fire | boundary | unloading.valid, on_the_way))
         settled = ~on_the_way.any() & ~unloading.valid & self.array_empty
@@ -164,6 +172,8 @@ class Feeder(wiring.Component):
                     m.d.comb += self.activity.eq(Activity.OPERAND)
                 with m.Elif(gradient & tile_start & ~close_ok):
                     m.d.comb += self.activity.eq(Mux(spacing != 0, Activity.SPACING, Activity.RESULTS))
+                with m.Elif(~gradient & tile_start & too_early):
+                    m.d.comb += self.activity.eq(Activity.SPACING)
                 with m.Elif(~gradient & tile_start & ~self.weights_ready):
                     m.d.comb += self.activity.eq(Activity.WEIGHTS)
                 with m.Elif(~gradient & final & (self.room == 0)):
@@ -193,6 +203,8 @@ class Feeder(wiring.Component):
         pixel = Signal(16)
         with m.If(fire):
             m.d.sync += pixel.eq(Mux(loops.at_last[4:7].all(), 0, pixel + 1))
+            with m.If(loops.at_last[4:7].all()):
+                m.d.sync += short.eq(pixel < REUSE - 1)
 
         # Output-stationary results: `pending` is the tile being summed, `unloading` the one whose rows leave now.
         with m.If(spacing != 0):

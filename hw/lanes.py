@@ -83,6 +83,7 @@ class Lanes(wiring.Component):
         alone.
     pooled : In(2).array(V)  with ``x``: its place in the pooling window, for ``state``.
     label : In(8)  with ``other``: the class of the sample.
+    words : Out stream of V x 32 bits: the random words of the vectors that ``x`` does not take, for another user.
     output : Out stream of V x signed(32). state : Out(ArrayLayout(lane_state(), V)), with it.
     starved : Out(1)  a stage could work on but lacks a vector of a source.
 
@@ -98,6 +99,7 @@ class Lanes(wiring.Component):
             "seed": In(32), "step": In(32), "stream": In(32), "random_start": In(32), "random_stride": In(32).array(5),
             "x": In(vectors), "other": In(vectors), "choice": In(vectors), "output": Out(vectors),
             "pooled": In(2).array(config.vector), "label": In(8),
+            "words": Out(stream.Signature(data.ArrayLayout(32, config.vector))),
             "state": Out(data.ArrayLayout(lane_state(), config.vector)), "starved": Out(1),
         })
 
@@ -120,7 +122,8 @@ class Lanes(wiring.Component):
             random.seed.eq(self.seed), random.step.eq(self.step), random.stream.eq(self.stream),
             random.load.eq(self.start & settings.draw),
             random.product.eq(random_nest.value_product), random.i_valid.eq(drawing & random.ready),
-            random.enable.eq(~random.o_valid | (self.x.valid & self.x.ready)),
+            random.enable.eq(~random.o_valid | (self.x.valid & self.x.ready) | self.words.ready),
+            self.words.valid.eq(random.o_valid), self.words.payload.eq(random.words),
             random_nest.load.eq(self.start), random_nest.start_product.eq(self.random_start),
             random_nest.step.eq(random.i_valid & random.enable),
             drawn.eq(~settings.draw | random.o_valid),

@@ -192,6 +192,8 @@ class ScalarUnit(wiring.Component):
     range : In(range_result)  S[register] = value if clear else max(S[register], value), unsigned; accepted
         at any time.
     step : In(32)  what register 63 reads.
+    store_enable, store_address, store_word : Out  a command with ``microprogram`` gives the wide lanes its words
+        here, one per cycle, instead of running operations.
     select, value : value of register ``select`` in the same cycle, while no command is running.
     read, write : memory clients, one line at a time.
     exponent, zero_range, illegal : Out(1)  pulses: EXPONENT saturated; NEAREST_LOG2 of 0; unknown operation (it
@@ -208,6 +210,7 @@ class ScalarUnit(wiring.Component):
             "range": In(range_result), "step": In(32),
             "select": In(range(REGISTERS)), "value": Out(signed(32)),
             "read": Out(ReadClient(config)), "write": Out(WriteClient(config)),
+            "store_enable": Out(1), "store_address": Out(9), "store_word": Out(32),
             "exponent": Out(1), "zero_range": Out(1), "illegal": Out(1),
         })
 
@@ -235,6 +238,8 @@ class ScalarUnit(wiring.Component):
         operation = data.View(data.StructLayout({"op": 6, "dst": 6, "a": 6, "b": 6, "imm": signed(8)}),
                               Signal(32, name="operation"))
         m.d.comb += operation.as_value().eq(operations[index])
+        m.d.comb += [self.store_address.eq(command.microprogram_address + index),
+                     self.store_word.eq(operation.as_value())]
         dumping, running = Signal(), Signal()
         a = read_port("a", Mux(self.range.valid, self.range.register, operation.a))
         b = read_port("b", Mux(dumping, index, operation.b))
@@ -301,10 +306,17 @@ class ScalarUnit(wiring.Component):
                     with m.If(command.count > SCALAR_OPERATIONS):
                         m.d.comb += self.illegal.eq(1)
                         m.next = "DONE"
+                    with m.Elif(command.microprogram):
+                        m.next = "STORE"
                     with m.Elif(command.enable_load):
                         m.next = "LOAD"
                     with m.Else():
                         m.next = "OPERANDS"
+            with m.State("STORE"):
+                m.d.comb += self.store_enable.eq(index != command.count)
+                m.d.sync += index.eq(index + 1)
+                with m.If(index == command.count):
+                    m.next = "DONE"
             with m.State("LOAD"):
                 m.d.comb += [self.read.request.valid.eq(1),
                              self.read.request.p.eq(command.load >> line_bits)]

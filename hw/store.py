@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from amaranth.hdl import Cat, Module, Signal
+from amaranth.hdl import Cat, Module, Mux, Signal
 from amaranth.lib import data, stream, wiring
 from amaranth.lib.wiring import In, Out
 
@@ -75,7 +75,8 @@ class Store(wiring.Component):
             self.range.value.eq(detector.value),
         ]
         for k in range(config.columns):
-            m.d.comb += detector.lanes[k].eq(self.result.payload.word_select(k, 32).as_signed())
+            result = self.result.payload.word_select(k, 32).as_signed()
+            m.d.comb += detector.lanes[k].eq(Mux(store.range_positive & (result < 0), 0, result))
 
         ranged = Signal()       # the command's range was delivered in an earlier cycle
         with m.FSM():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import enum
 
-from amaranth.hdl import Module, Mux, Signal, Value, signed
+from amaranth.hdl import Array, Cat, Module, Mux, Signal, Value, signed
 from amaranth.lib import stream, wiring
 from amaranth.lib.wiring import In, Out, connect, flipped
 
@@ -18,8 +18,10 @@ from .product import StreamRegister
 from .range_detector import RangeDetector, range_result
 from .round_shift import SHIFT_SHAPE
 from .scalar import ScalarUnit
+from .softmax import Softmax
 from .vector_reader import LEVELS, VectorReader
 from .vector_writer import VectorWriter
+from .wide import RANGES, WideLanes
 
 __all__ = ["Function", "VectorEngine"]
 
@@ -37,6 +39,8 @@ class Function(enum.IntEnum):
     NITI_LOSS = 2
     FILL = 3
     SQUARED_ERROR = 4
+    WIDE = 5
+    SOFTMAX = 6
 
 
 class VectorEngine(wiring.Component):
@@ -67,6 +71,13 @@ class VectorEngine(wiring.Component):
         has at most V iterations: usually loops (1, 1, samples / V, V, vectors) with strides (0, 0, V, 0, 0).
     FILL
         target 0 = 0.
+    WIDE
+        The microprogram at ``microprogram`` (:mod:`hw.wide`) runs once per iteration, with the vectors of source 0 and,
+        as far as enabled, of sources 1 and 2 and the random words (if ``rounding`` draws). If target 0 is enabled, a
+        run must write as many vectors as there are iterations. At the end S[range_register + k] = bit length of range k
+        for k < ``ranges``.
+    SOFTMAX
+        As NITI_LOSS, but int32 logits and errors: :class:`hw.softmax.Softmax`.
 
     A descriptor is reported as ``illegal`` and does nothing if it breaks these rules, if its ``enable`` does not
     name exactly the sources in use and target 0, if its rounding is not one of :data:`hw.lanes.ROUNDINGS`, or if
@@ -114,7 +125,9 @@ class VectorEngine(wiring.Component):
         m.submodules.scalar = scalar = ScalarUnit(self.config)
         m.submodules.lanes = lanes = Lanes(self.config)
         m.submodules.pool = pool = MaxPool(lanes_count)
-        m.submodules.loss = loss = NitiLoss(self.config)
+        m.submodules.loss = niti_loss = NitiLoss(self.config)
+        m.submodules.softmax = softmax = Softmax(self.config)
+        m.submodules.wide = wide = WideLanes(self.config)
         readers = [VectorReader(self.config) for _ in range(3)]
         writers = [VectorWriter(self.config) for _ in range(2)]
         for k, reader in enumerate(readers):
@@ -126,15 +139,17 @@ class VectorEngine(wiring.Component):
         for function, flag in is_function.items():
             m.d.comb += flag.eq(command.function == function)
         elementwise, update = is_function[Function.ELEMENTWISE], is_function[Function.UPDATE]
-        is_loss, fill = is_function[Function.NITI_LOSS], is_function[Function.FILL]
-        squared = is_function[Function.SQUARED_ERROR]
-        in_lanes, draws, pool_first, pool_last = Signal(), Signal(), Signal(), Signal()
+        fill, squared = is_function[Function.FILL], is_function[Function.SQUARED_ERROR]
+        is_wide = is_function[Function.WIDE]
+        losses = ((is_function[Function.NITI_LOSS], niti_loss), (is_function[Function.SOFTMAX], softmax))
+        is_loss, in_lanes, draws, pool_first, pool_last = Signal(), Signal(), Signal(), Signal(), Signal()
         m.d.comb += [
+            is_loss.eq(is_function[Function.NITI_LOSS] | is_function[Function.SOFTMAX]),
             in_lanes.eq(elementwise | update | squared),
-            draws.eq(in_lanes & command.rounding.matches(*(rule.code for rule in DRAWING))),
+            draws.eq((in_lanes | is_wide) & command.rounding.matches(*(rule.code for rule in DRAWING))),
             pool_first.eq(command.pool & command.state), pool_last.eq(command.pool & ~command.state),
         ]
-        legal = self._rules(m, command, is_function, in_lanes, draws, loss.max_classes)
+        legal = self._rules(m, command, is_function, in_lanes, draws, min(loss.max_classes for _, loss in losses))
 
         # Memory clients: readers and writers, or the scalar unit.
         running_scalar = Signal()
@@ -166,7 +181,7 @@ class VectorEngine(wiring.Component):
             count = command[f"count{k}"]
             outside = Mux(command.pool & (k >= 3), 1, count)
             m.d.comb += [
-                lanes.count[k].eq(Mux(pool_first & (k >= 3), 1, count)),
+                wide.count[k].eq(count), lanes.count[k].eq(Mux(pool_first & (k >= 3), 1, count)),
                 lanes.random_stride[k].eq(command[f"random_stride{k}"]),
                 readers[0].count[k].eq(count), readers[0].stride[k].eq(command[f"source0_stride{k}"]),
                 readers[1].count[k].eq(Mux((is_loss | squared) & (k == 4), 1, count)),
@@ -178,7 +193,7 @@ class VectorEngine(wiring.Component):
         m.d.comb += [
             readers[0].address.eq(command.source0), readers[0].width.eq(command.source0_width),
             readers[1].address.eq(command.source1), readers[1].width.eq(command.source1_width),
-            readers[2].address.eq(command.source2),
+            readers[2].address.eq(command.source2), readers[2].width.eq(command.source2_width),
             writers[0].address.eq(command.target0), writers[0].width.eq(command.target_width),
             writers[0].discard.eq(~command.enable[3]),
             writers[1].address.eq(command.target1),
@@ -186,7 +201,8 @@ class VectorEngine(wiring.Component):
 
         # Settings from the command and its scalar register.
         register, shift, exponent = Signal(signed(32)), Signal(SHIFT_SHAPE), Signal(signed(16))
-        m.d.comb += [scalar.select.eq(command.shift_register), register.eq(scalar.value)]
+        m.d.comb += [scalar.select.eq(Mux(wide.done, command.shift_register, wide.scalar_select)),
+                     wide.scalar_value.eq(scalar.value), register.eq(scalar.value)]
         least = Signal(SHIFT_SHAPE)
         settings = lanes.settings
         m.d.comb += [
@@ -198,28 +214,40 @@ class VectorEngine(wiring.Component):
             settings.shift.eq(shift), settings.rounding.eq(command.rounding),
             settings.width.eq(command.target_width), settings.subtract.eq(update),
             settings.relu.eq(command.relu), settings.mask.eq(command.mask), settings.unpool.eq(command.unpool),
-            loss.exponent.eq(exponent), loss.classes.eq(command.classes),
+            wide.entry.eq(command.microprogram), wide.use.eq(Cat(1, command.enable[:2], draws)),
+            wide.store_enable.eq(scalar.store_enable), wide.store_address.eq(scalar.store_address),
+            wide.store_word.eq(scalar.store_word),
         ]
+        for _, loss in losses:
+            m.d.comb += [loss.exponent.eq(exponent), loss.classes.eq(command.classes)]
 
-        # Sources to the lanes or to the loss.
+        # Sources to the lanes, the wide lanes or a loss.
         x, other, choice = (reader.vector for reader in readers)
         label_lane, label = Signal(range(lanes_count)), Signal(8)
         # Results of pooling before the lanes; a register, so that the path through the pool is not a loop.
         m.submodules.window = window = StreamRegister(pooled(lanes_count))
+        routes = ((x, lanes.x, in_lanes & ~pool_first), (other, lanes.other, in_lanes),
+                  (choice, lanes.choice, in_lanes),
+                  (x, wide.x, is_wide), (other, wide.y, is_wide), (choice, wide.z, is_wide),
+                  (lanes.words, wide.draw, is_wide),
+                  *((x, loss.logits, active) for active, loss in losses),
+                  *((other, loss.label, active) for active, loss in losses))
+        for source, sink, active in routes:
+            with m.If(active):
+                m.d.comb += [sink.valid.eq(source.valid), source.ready.eq(sink.ready)]
+        with m.If(pool_first):
+            m.d.comb += [lanes.x.valid.eq(window.o.valid), x.ready.eq(pool.input.ready)]
         m.d.comb += [
             lanes.x.payload.eq(Mux(pool_first, window.o.payload.value, x.payload)),
-            lanes.other.payload.eq(other.payload), lanes.choice.payload.eq(choice.payload),
-            lanes.x.valid.eq(Mux(pool_first, window.o.valid, x.valid & ~is_loss)),
-            window.o.ready.eq(lanes.x.ready), lanes.other.valid.eq(other.valid & ~is_loss),
-            lanes.choice.valid.eq(choice.valid), choice.ready.eq(lanes.choice.ready),
-            loss.logits.valid.eq(x.valid & is_loss), loss.label.valid.eq(other.valid & is_loss),
-            x.ready.eq(Mux(is_loss, loss.logits.ready, Mux(pool_first, pool.input.ready, lanes.x.ready))),
-            other.ready.eq(Mux(is_loss, loss.label.ready, lanes.other.ready)),
-            label.eq(Value.cast(other.payload).word_select(label_lane, 32)[:8]),
-            loss.label.payload.eq(label), lanes.label.eq(label),
+            window.o.ready.eq(lanes.x.ready), softmax.logits.payload.eq(x.payload), wide.x.payload.eq(x.payload),
+            lanes.other.payload.eq(other.payload), wide.y.payload.eq(other.payload),
+            lanes.choice.payload.eq(choice.payload), wide.z.payload.eq(choice.payload),
+            wide.draw.payload.eq(lanes.words.payload),
+            label.eq(Value.cast(other.payload).word_select(label_lane, 32)[:8]), lanes.label.eq(label),
+            *(loss.label.payload.eq(label) for _, loss in losses),
         ]
         for i in range(lanes_count):
-            m.d.comb += [loss.logits.payload[i].eq(x.payload[i]),
+            m.d.comb += [niti_loss.logits.payload[i].eq(x.payload[i]),
                          lanes.pooled[i].eq(Mux(pool_first, window.o.payload.choice[i], 0))]
         with m.If((is_loss | squared) & other.valid & other.ready):
             last_sample = (label_lane + 1 == command.count3) | (command.count3 == 0)
@@ -243,10 +271,14 @@ class VectorEngine(wiring.Component):
                                                  lanes.state[i].as_value()))
         with m.If(fill):
             m.d.comb += valid.eq(1)
-        with m.Elif(is_loss):
-            m.d.comb += [valid.eq(loss.error.valid), loss.error.ready.eq(ready)]
-            for i in range(lanes_count):
-                m.d.comb += value.payload[i].eq(loss.error.payload[i])
+        for active, loss in losses:
+            with m.Elif(active):
+                m.d.comb += [valid.eq(loss.error.valid), loss.error.ready.eq(ready)]
+                for i in range(lanes_count):
+                    m.d.comb += value.payload[i].eq(loss.error.payload[i])
+        with m.Elif(is_wide):
+            m.d.comb += [valid.eq(wide.output.valid), value.payload.eq(wide.output.payload),
+                         wide.output.ready.eq(ready)]
         with m.Elif(pool_last):
             m.d.comb += [pool.input.valid.eq(lanes.output.valid), lanes.output.ready.eq(pool.input.ready),
                          valid.eq(pool.output.valid), value.payload.eq(pool.output.payload.value),
@@ -262,6 +294,7 @@ class VectorEngine(wiring.Component):
         start = Signal()
         m.submodules.detector = detector = RangeDetector(lanes_count)
         at_first, ranging, ranged = Signal(), Signal(), Signal()
+        delivering, delivered = Signal(), Signal(range(RANGES + 1))      # the bit lengths that the wide lanes found
         range_register, range_clear = Signal.like(command.range_register), Signal()
         m.d.comb += [
             detector.valid.eq(valid & ready & command.enable[4]), detector.clear.eq(detector.valid & at_first),
@@ -280,6 +313,10 @@ class VectorEngine(wiring.Component):
             m.d.comb += [scalar.range.valid.eq(1), scalar.range.register.eq(range_register),
                          scalar.range.clear.eq(range_clear), scalar.range.value.eq(detector.value)]
             m.d.sync += [ranged.eq(0), ranging.eq(0)]
+        with m.Elif(delivering):
+            m.d.comb += [scalar.range.valid.eq(1), scalar.range.register.eq(command.range_register + delivered),
+                         scalar.range.clear.eq(1), scalar.range.value.eq(Array(wide.ranges)[delivered[:2]])]
+            m.d.sync += delivered.eq(delivered + 1)
 
         m.d.comb += [
             scalar.command.payload.eq(self.scalar.payload), self.scalar.ready.eq(scalar.command.ready),
@@ -290,12 +327,12 @@ class VectorEngine(wiring.Component):
         m.d.comb += [
             moving.eq((x.valid & x.ready) | (value.valid & value.ready)),
             blocked.eq(self._waits(writers[0].client.line) | self._waits(writers[1].client.line)),
-            starved.eq(Mux(is_loss, (loss.logits.ready & ~x.valid) | (loss.label.ready & ~other.valid),
-                           in_lanes & lanes.starved & ~(pool_first & x.valid))),
-            lanes.start.eq(start),
+            starved.eq(Mux(is_loss, (x.ready & ~x.valid) | (other.ready & ~other.valid),
+                           (in_lanes & lanes.starved & ~(pool_first & x.valid)) | (is_wide & wide.starved))),
+            lanes.start.eq(start), wide.start.eq(start & is_wide),
             readers[0].start.eq(start & ~fill), readers[1].start.eq(start & command.enable[0]),
             readers[2].start.eq(start & command.enable[1]),
-            writers[0].start.eq(start), writers[1].start.eq(start & command.enable[2]),
+            writers[0].start.eq(start & (command.enable[3] | ~is_wide)), writers[1].start.eq(start & command.enable[2]),
         ]
         with m.FSM():
             with m.State("IDLE"):
@@ -329,8 +366,17 @@ class VectorEngine(wiring.Component):
                     self.stalled_out.eq(~moving & blocked), self.stalled_in.eq(~moving & ~blocked & starved),
                     self.busy.eq(moving | ~(blocked | starved)),
                 ]
-                with m.If(writers[0].done & writers[1].done):
-                    m.d.comb += [self.vector.ready.eq(1), detector.last.eq(ranging)]
+                m.d.comb += self.illegal.eq(wide.illegal)
+                with m.If(writers[0].done & writers[1].done & wide.done):
+                    m.d.sync += delivered.eq(0)
+                    m.next = "RANGES"
+                    with m.If(~is_wide):
+                        m.d.comb += [self.vector.ready.eq(1), detector.last.eq(ranging)]
+                        m.next = "ACKNOWLEDGE"
+            with m.State("RANGES"):
+                m.d.comb += [self.busy.eq(1), delivering.eq(delivered != command.ranges)]
+                with m.If(~delivering):
+                    m.d.comb += self.vector.ready.eq(1)
                     m.next = "ACKNOWLEDGE"
             with m.State("ACKNOWLEDGE"):
                 m.d.comb += self.stalled_out.eq(1)
@@ -347,7 +393,8 @@ class VectorEngine(wiring.Component):
         """The rules of the class's docstring; registered, because the comparisons are long."""
         lanes_count = self.config.vector
         elementwise, update = is_function[Function.ELEMENTWISE], is_function[Function.UPDATE]
-        is_loss, fill = is_function[Function.NITI_LOSS], is_function[Function.FILL]
+        is_niti, is_softmax = is_function[Function.NITI_LOSS], is_function[Function.SOFTMAX]
+        is_loss, fill, is_wide = is_niti | is_softmax, is_function[Function.FILL], is_function[Function.WIDE]
         squared = is_function[Function.SQUARED_ERROR]
         by_state = command.unpool | command.blocked.any()
 
@@ -356,23 +403,27 @@ class VectorEngine(wiring.Component):
 
         vectors = command.count4 << (lanes_count.bit_length() - 1)
         rules = {
-            "function": in_lanes | is_loss | fill,
+            "function": in_lanes | is_loss | fill | is_wide,
             "rounding": holds(in_lanes, command.rounding.matches(*(r.code for r in ROUNDINGS))),
             "stages": holds(~elementwise, ~(command.mask | command.pool | command.state | by_state))
                       & holds(~elementwise, ~command.relu),
+            "ranges": holds(is_wide, command.ranges <= RANGES),
             "widths": (command.source0_width < len(TARGET_BITS)) & (command.source1_width < len(TARGET_BITS))
+                      & (command.source2_width < len(TARGET_BITS))
                       & (command.target_width < len(TARGET_BITS)),
-            "source1": command.enable[0] == (command.mask | update | is_loss | squared),
-            "source2": command.enable[1] == by_state,
+            "source1": is_wide | (command.enable[0] == (command.mask | update | is_loss | squared)),
+            "source2": is_wide | (command.enable[1] == by_state),
+            "choices": holds(by_state, command.source2_width == 0),
             "target1": holds(command.enable[2], command.pool | command.state),
-            "target0": command.enable[3] | (command.enable[4] & in_lanes),
+            "target0": is_wide | command.enable[3] | (command.enable[4] & in_lanes),
+            "range": holds(is_wide, ~command.enable[4]),
             "pool": holds(command.pool, ~command.mask & ~by_state
                           & (command.count3 == 2) & (command.count4 == 2)),
             "state": holds(command.state, ~command.mask & ~by_state & ~(command.pool & draws)),
             "label": holds(squared, (command.source1_width == 0) & (command.count3 <= lanes_count)),
             "unpool": holds(command.unpool, (command.count2 == 2) & (command.count4 == 2)),
-            "loss": holds(is_loss, (command.source0_width == 0) & (command.source1_width == 0)
-                          & (command.target_width == 0)
+            "loss": holds(is_loss, (command.source0_width == Mux(is_softmax, 2, 0)) & (command.source1_width == 0)
+                          & (command.target_width == Mux(is_softmax, 2, 0))
                           & (command.classes >= 2) & (command.classes <= max_classes)
                           & (command.count3 <= lanes_count) & (vectors >= command.classes)
                           & (vectors < command.classes + lanes_count)),

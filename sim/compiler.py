@@ -11,6 +11,7 @@ from collections.abc import Iterable
 
 import numpy as np
 
+from golden.dfp import Dfp
 from golden.execution import Execution
 from golden.networks import Conv2d, Flatten, Linear, MaxPool, Network, Relu
 from golden.niti import LOSS_SHIFT, MODES, Niti
@@ -127,13 +128,20 @@ class _Registers:
 
     def __init__(self):
         self.numbers: dict[str, int] = {}
+        self.unused: list[int] = []
 
     def __getitem__(self, name: str) -> int:
         if name not in self.numbers:
-            if len(self.numbers) + 1 == scalar.STEP:
+            number = self.unused.pop() if self.unused else max(self.numbers.values(), default=0) + 1
+            if number == scalar.STEP:
                 raise CompileError("the network needs more than 62 scalar registers: it has too many layers")
-            self.numbers[name] = len(self.numbers) + 1
+            self.numbers[name] = number
         return self.numbers[name]
+
+    def free(self, name: str):
+        """From here on names that are new may take the register; the name keeps it for the passes before."""
+        if self.numbers[name] not in self.unused:
+            self.unused.append(self.numbers[name])
 
 
 def geometry(layer: Conv2d | Linear, batch: int, shape: tuple[int, int, int], first: bool) -> Geometry:
@@ -224,7 +232,7 @@ class Compiler:
             address, strides, width = place
             sections[name] = address
             sections |= {f"{name}_stride{k}": stride for k, stride in enumerate(strides)}
-            if name in ("source0", "source1", "target0"):
+            if name != "target1":
                 sections["target_width" if name == "target0" else f"{name}_width"] = {1: 0, 2: 1, 4: 2}[width]
         self.program.add(Opcode.VECTOR, {"vector": sections | {"enable": enable}}, layer=stage_name, step=step,
                          reads=reads, writes=writes, header=header)
@@ -558,11 +566,12 @@ class NitiCompiler(Compiler):
 
 
 def _compiler(config: CoreConfig, network: Execution, *sizes) -> Compiler:
+    from .dfp import DfpCompiler
     from .wage import WageCompiler
 
-    methods = {Niti: NitiCompiler, Wage: WageCompiler}
+    methods = {Niti: NitiCompiler, Wage: WageCompiler, Dfp: DfpCompiler}
     if type(network) not in methods:
-        raise CompileError(f"the core does not run method {network.method!r}; it runs {', '.join(MODES)}, wage")
+        raise CompileError(f"the core does not run method {network.method!r}; it runs {', '.join(MODES)}, wage, dfp")
     return methods[type(network)](config, network, *sizes)
 
 

@@ -55,6 +55,7 @@ from hw.vector import Function
 from hw.write_port import BUFFER_LINES, WRITE_PATIENCE
 
 from .layout import ceil_div
+from .program import CompileError
 from .shared import MemorySettings
 
 __all__ = ["Estimate", "estimate", "estimate_passes", "estimate_network"]
@@ -1256,6 +1257,9 @@ def estimate_network(config: CoreConfig, method: str, model: str, data: str, bat
 
     from .compiler import compile_training
 
+    if method == "dfp":
+        raise CompileError("the estimate knows no microprograms: use --method niti, niti-2020 or wage; "
+                           "python -m sim train measures dfp")
     network = golden.train.build(method, model, 1, data=data, batch=batch)
     compiled = compile_training(config, network, batch=batch, capacity=1, steps=1, rate=network.learning_rate())
     return compiled, estimate(config, compiled.program, settings)

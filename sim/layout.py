@@ -10,7 +10,7 @@ import math
 
 import numpy as np
 
-__all__ = ["PixelTensor", "WeightTensor", "RawTensor", "ceil_div", "round_up"]
+__all__ = ["PixelTensor", "WeightTensor", "ChannelTensor", "RawTensor", "ceil_div", "round_up"]
 
 
 def ceil_div(a: int, b: int) -> int:
@@ -119,6 +119,55 @@ class WeightTensor(_Blocked):
         v = self.vector
         blocks = np.frombuffer(raw, self.dtype).reshape(self.co_tiles, kh, kw, self.ci_tiles, v, v)
         return blocks.transpose(0, 4, 1, 2, 3, 5).reshape(self.co_tiles * v, kh, kw, -1)[:co, ..., :ci]
+
+
+@dataclasses.dataclass(frozen=True)
+class ChannelTensor:
+    """One value per channel: ``[channel tile][rows][V]``, of which ``row`` is meant.
+
+    With ``words`` = 2 the values have 64 bits: the signed low words in ``row``, what remains above them in the next.
+    """
+
+    channels: int
+    vector: int
+    dtype: str = "int32"
+    rows: int = 1
+    row: int = 0
+    words: int = 1
+
+    @property
+    def itemsize(self) -> int:
+        return np.dtype(self.dtype).itemsize
+
+    @property
+    def planes(self) -> int:
+        return ceil_div(self.channels, self.vector)
+
+    @property
+    def vector_bytes(self) -> int:
+        return self.vector * self.itemsize
+
+    @property
+    def plane_bytes(self) -> int:
+        return self.rows * self.vector_bytes
+
+    @property
+    def nbytes(self) -> int:
+        return round_up(self.planes * self.plane_bytes, 4 * self.vector)
+
+    def pack(self, array: np.ndarray) -> bytes:
+        out = np.zeros((self.planes, self.rows, self.vector), self.dtype)
+        out[:, self.row] = np.resize(np.append(array, np.zeros(self.planes * self.vector - self.channels, self.dtype)),
+                                     (self.planes, self.vector))
+        return out.tobytes().ljust(self.nbytes, b"\0")
+
+    def unpack(self, raw: np.ndarray) -> np.ndarray:
+        count = self.planes * self.rows * self.vector
+        blocks = np.frombuffer(raw, self.dtype, count=count).reshape(self.planes, self.rows, self.vector)
+        value = blocks[:, self.row]
+        if self.words == 2:
+            value = value.astype(np.int64) + (blocks[:, self.row + 1].astype(np.int64) << 32)
+        return value.reshape(-1)[:self.channels]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -39,7 +39,7 @@ def _command(rng, config, base):
     addresses = [address + sum(i * s for i, s in zip(index, strides, strict=True)) + k * config.line_bytes
                  for index in np.ndindex(*(max(1, count) for count in counts)) for k in range(run)]
     fields = {"address": address, "run": run, "range_register": rng.randrange(64),
-              "range_clear": rng.randrange(2)}
+              "range_clear": rng.randrange(2), "range_positive": rng.randrange(2)}
     fields |= {f"stride{k}": s for k, s in enumerate(strides)} | {f"count{k}": c for k, c in enumerate(counts)}
     return fields, addresses
 
@@ -66,7 +66,7 @@ def test_results_ranges_and_done(shape, pattern, latency):
             vector = [rng.randrange(-scale, scale) for _ in range(config.columns)]
             if rng.random() < 0.02:
                 vector[rng.randrange(config.columns)] = -1 << 31
-            largest = max(largest, *map(abs, vector))
+            largest = max(largest, *vector if fields["range_positive"] else map(abs, vector))
             raw = np.array(vector, dtype=np.int64).astype(np.int32)
             image[address:address + 4 * config.columns] = raw.view(np.uint8)
             results.append(int.from_bytes(raw.tobytes(), "little"))

@@ -5,7 +5,7 @@ import random
 import numpy as np
 import pytest
 
-from golden import niti, ops, wage
+from golden import dfp, niti, ops, wage
 from golden import random as golden_random
 from golden.random import Purpose
 from golden.range import ceil_log2
@@ -14,9 +14,13 @@ from hw.config import PRESETS
 from hw.lanes import ROUNDINGS
 from hw.scalar import Operation, assemble
 from hw.vector import Function, VectorEngine
+from hw.wide import Lane, Scalar
+from hw.wide import WideOperation as Wide
+from hw.wide import assemble as assemble_wide
 from tests.hw.memory_model import Memory
 from tests.hw.streams import STALLS, simulate, stalls
 from tests.hw.vector_reference import TYPES, execute
+from tests.hw.vector_reference import Wide as WideState
 
 ENABLE_SOURCE1, ENABLE_SOURCE2, ENABLE_TARGET1, ENABLE_TARGET0 = 1, 2, 4, 8
 ENABLE_RANGE = 16
@@ -414,6 +418,103 @@ def test_niti_loss(core, classes, samples, exponent, pattern):
     b.run(bench, limit=200_000)
 
 
+@pytest.mark.parametrize("core, pattern", [("tiny", "both"), ("wide", "none")])
+def test_wide_passes(core, pattern):
+    """Microprograms through their descriptor: three sources of any width, random words, results, ranges, registers that
+    stay; product ranges that arrive meanwhile are not lost.
+    """
+    rng, numbers, b = random.Random(core), np.random.default_rng(1), Bench(core, pattern)
+    state = WideState.of(b.lanes)
+    programs = [
+        [(Wide.MOVE, k, k) for k in range(16)],
+        [(Wide.MUL, 4, 0, 230), (Wide.ROUND, 4, 4, Scalar(SHIFT)), (Wide.ADD, 5, 5, Lane(4)), (Wide.RANGE, 0, 4),
+         (Wide.RANGE, 2, 5)],
+        [(Wide.MUL, 4, 0, Lane(1)), (Wide.ADD, 4, 4, Lane(2)), (Wide.SHIFT, 4, 4, 9), (Wide.ADD, 4, 4, Lane(3)),
+         (Wide.SHIFT, 4, 4, -32), (Wide.CLIP, 4, 4, 1), (Wide.WRITE, 4), (Wide.RANGE, 1, 4)],
+    ]
+    words, entries = [], []
+    for program in programs:
+        entries.append(len(words))
+        words += assemble_wide(program)
+    state.words[100:100 + len(words)] = words
+    targets = 0x28000
+
+    async def bench(ctx):
+        for start in range(0, len(words), 40):
+            part = words[start:start + 40]
+            await b.command(ctx, b.dut.scalar, {
+                "count": len(part), "microprogram": 1, "microprogram_address": 100 + start,
+                **{f"operation{k}": word for k, word in enumerate(part)}})
+        for number in (0, 1, 2, 1, 2, 2):
+            counts = [rng.randrange(0, 4) for _ in range(5)]
+            fields = {"function": Function.WIDE, "microprogram": 100 + entries[number], "ranges": number and 3,
+                      "range_register": 20, **{f"count{k}": count for k, count in enumerate(counts)}}
+            if number == 2:
+                fields |= {"enable": 1 | 2 | 8, "target_width": 1, "rounding": Rounding.STOCHASTIC.code,
+                           "random_stream": 77, "random_start": rng.randrange(1 << 32),
+                           **{f"random_stride{k}": rng.randrange(1 << 32) for k in range(5)}}
+            for area, name in enumerate(("source0", "source1", "source2", "target0"), 1):
+                size = 1 if name == "target0" else rng.randrange(3)
+                stride = b.lanes << size
+                fields |= {name: area * 0x8000 if name != "target0" else targets, f"{name}_width": size}
+                for k in reversed(range(5)):
+                    fields[f"{name}_stride{k}"] = stride
+                    stride *= max(1, counts[k])
+            del fields["target0_width"]
+            b.memory.store(0x8000, numbers.integers(-128, 128, 0x18000).astype(np.int8))
+            shift = rng.choice([-9, -1, 0, 3])
+            state.scalars[SHIFT] = shift
+            await b.set_register(ctx, SHIFT, shift)
+            seed, step = rng.randrange(1 << 32), rng.randrange(1 << 32)
+            ctx.set(b.dut.seed, seed)
+            ctx.set(b.dut.step, step)
+            expected = b.memory.bytes.copy()
+            execute(fields, expected, b.lanes, 0, seed, step, state)
+            await b.command(ctx, b.dut.vector, fields)
+            different = np.flatnonzero(b.memory.bytes[:DUMP] != expected[:DUMP])
+            assert not len(different), (number, fields, different[:8])
+            for k in range(3 if number else 0):
+                assert await b.register(ctx, 20 + k) == state.scalars[20 + k]
+            assert not b.pulses
+
+    b.run(bench, limit=400_000)
+
+
+@pytest.mark.parametrize("core, classes, exponent", [("tiny", 10, -9), ("wide", 3, -20)])
+def test_softmax_pass(core, classes, exponent):
+    """int32 logits to int32 errors, and their maximum."""
+    b = Bench(core, "both")
+    samples, lanes = 8, b.lanes
+    rng = np.random.default_rng(classes)
+    logits = rng.integers(-(1 << 12), 1 << 12, (samples, 1, 1, classes)).astype(np.int32)
+    labels = rng.integers(0, classes, samples).astype(np.uint8)
+    tiles, group = -(-classes // lanes), min(samples, lanes)
+    b.memory.store(0x1000, blocked(logits, lanes))
+    b.memory.store(0x2000, labels)
+    size = 4 * lanes
+    command = {
+        "function": Function.SOFTMAX, "classes": classes, "shift_register": SHIFT, "source0": 0x1000, "source1": 0x2000,
+        "target0": 0x3000, "enable": ENABLE_SOURCE1 | ENABLE_TARGET0 | ENABLE_RANGE, "source0_width": 2,
+        "target_width": 2, "range_register": RANGE, "range_clear": 1,
+        "count2": samples // group, "count3": group, "count4": tiles, "source1_stride2": lanes,
+        **{f"{name}_stride2": group * size for name in ("source0", "target0")},
+        **{f"{name}_stride3": size for name in ("source0", "target0")},
+        **{f"{name}_stride4": samples * size for name in ("source0", "target0")},
+    }
+
+    async def bench(ctx):
+        await b.set_register(ctx, SHIFT, exponent)
+        await b.command(ctx, b.dut.vector, command)
+        result = unblocked(b.memory.load(0x3000, (tiles, samples, 1, 1, lanes), np.int32), classes)
+        got, largest = result.reshape(samples, classes), await b.register(ctx, RANGE)
+        assert largest == np.abs(got).max()
+        rounded, _ = dfp.requantize(got, -18)
+        assert np.array_equal(rounded, dfp.softmax_gradient(logits.reshape(samples, classes), exponent, labels)[0])
+        assert not b.pulses
+
+    b.run(bench, limit=200_000)
+
+
 def plain(count, lanes, **changes):
     fields = {"function": Function.ELEMENTWISE, "rounding": Rounding.NEAREST.code, "shift_register": SHIFT,
               "source0_width": 2, "enable": ENABLE_TARGET0, "source0": 0x10000, "target0": 0x40000}
@@ -422,7 +523,7 @@ def plain(count, lanes, **changes):
 
 
 ILLEGAL = [
-    {"function": 9}, {"rounding": Rounding.STOCHASTIC_MAGNITUDE.code}, {"rounding": 12},
+    {"function": 15}, {"rounding": Rounding.STOCHASTIC_MAGNITUDE.code}, {"rounding": 12},
     {"source0_width": 3}, {"target_width": 3}, {"mask": 1},
     {"enable": 0}, {"enable": ENABLE_TARGET0 | ENABLE_SOURCE1}, {"unpool": 1},
     {"unpool": 1, "enable": ENABLE_TARGET0 | ENABLE_SOURCE2}, {"pool": 1}, {"pool": 1, "count3": 2, "count4": 3},

@@ -2,19 +2,43 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 
 import numpy as np
 
-from golden import random
+from golden import dfp, random
 from golden.niti import loss_gradient
 from golden.rounding import Rounding, saturate
+from hw import wide
 from hw.vector import Function
 
 TYPES = (np.int8, np.int16, np.int32)
 BITS = (8, 16, 32)
 
-__all__ = ["BITS", "TYPES", "execute"]
+__all__ = ["BITS", "TYPES", "Wide", "execute"]
+
+
+@dataclasses.dataclass
+class Wide:
+    """State of the wide lanes, and the scalar registers that they and their ranges use."""
+
+    lanes: list[list[int]]
+    scalars: list[int]
+    words: list[int] = dataclasses.field(default_factory=lambda: [0] * wide.MICROPROGRAM_WORDS)
+
+    @classmethod
+    def of(cls, lanes: int):
+        return cls([[0] * wide.LANE_REGISTERS for _ in range(lanes)], [0] * 64)
+
+
+def softmax_sums(logits, exponent: int, label: int) -> np.ndarray:
+    """golden.dfp.softmax_gradient of one sample before it is rounded: its probabilities, by the definition."""
+    distance = (logits.max() - logits) * dfp.LOG2_E
+    shift = 7 - exponent
+    octaves = np.minimum(distance >> min(shift, 62) if shift >= 0 else distance << min(-shift, 13), 31 * dfp.OCTAVE)
+    e = dfp.EXPONENTIALS[octaves % dfp.OCTAVE] >> octaves // dfp.OCTAVE
+    return e * 2**dfp.PROBABILITY_BITS // e.sum() - (np.arange(len(e)) == label) * 2**dfp.PROBABILITY_BITS
 
 
 class _Walk:
@@ -36,14 +60,15 @@ class _Walk:
         self.memory[self.place(index)] = vector.astype(self.type).view(np.uint8)
 
 
-def execute(fields: dict, memory: np.ndarray, lanes: int, register: int, seed: int = 0, step: int = 0) -> int:
+def execute(fields: dict, memory: np.ndarray, lanes: int, register: int, seed: int = 0, step: int = 0,
+            state: Wide | None = None) -> int:
     """Applies one descriptor to ``memory`` (bytes) and returns the largest magnitude of the results. ``register`` is
-    S[shift_register]; fields left out are 0.
+    S[shift_register], ``state`` what WIDE needs; fields left out are 0.
     """
     get = lambda name: fields.get(name, 0)    # noqa: E731
     source0 = _Walk(memory, lanes, fields, "source0", get("source0_width"))
     source1 = _Walk(memory, lanes, fields, "source1", get("source1_width"))
-    source2 = _Walk(memory, lanes, fields, "source2", 0)
+    source2 = _Walk(memory, lanes, fields, "source2", get("source2_width"))
     target0 = _Walk(memory, lanes, fields, "target0", get("target_width"))
     target1 = _Walk(memory, lanes, fields, "target1", 0)
     counts = [max(1, get(f"count{k}")) for k in range(5)]
@@ -126,6 +151,31 @@ def execute(fields: dict, memory: np.ndarray, lanes: int, register: int, seed: i
         case Function.FILL:
             for index in itertools.product(*map(range, counts)):
                 target0.write(index, np.zeros(lanes))
+        case Function.WIDE:
+            ranges, words = [0] * wide.RANGES, state.words[get("microprogram"):]
+            for index in itertools.product(*map(range, counts)):
+                inputs = {0: source0.read(index)}
+                if get("enable") & 1:
+                    inputs[1] = source1.read(index)
+                if get("enable") & 2:
+                    inputs[2] = source2.read(index)
+                if rounding.needs_draw:
+                    inputs[3] = draw(index)
+                for number, vector in inputs.items():
+                    for lane, value in zip(state.lanes, vector.tolist(), strict=True):
+                        lane[number] = value
+                for vector in wide.run(words, state.lanes, state.scalars, ranges):
+                    target0.write(index, np.array(vector))
+            for k in range(get("ranges")):
+                state.scalars[get("range_register") + k] = ranges[k].bit_length()
+        case Function.SOFTMAX:
+            for sample in itertools.product(*map(range, counts[:4])):
+                tiles = [(*sample, tile) for tile in range(counts[4])]
+                logits = np.concatenate([source0.read(tile) for tile in tiles])[:get("classes")]
+                error = np.zeros(counts[4] * lanes, np.int64)
+                error[:len(logits)] = softmax_sums(logits, register, labels(sample))
+                for tile, part in zip(tiles, error.reshape(-1, lanes), strict=True):
+                    write(tile, part)
         case Function.NITI_LOSS:
             for sample in itertools.product(*map(range, counts[:4])):
                 tiles = [(*sample, tile) for tile in range(counts[4])]

@@ -108,7 +108,8 @@ class BlockModel:
             for k in range(store["run"]):
                 vector = next(results)
                 assert np.abs(vector).max(initial=0) < 2**31
-                largest = max(largest, int(np.abs(vector).max(initial=0)))
+                ranged = np.maximum(vector, 0) if store.get("range_positive") else np.abs(vector)
+                largest = max(largest, int(ranged.max(initial=0)))
                 self.memory[at + k * 4 * v:][:4 * columns] = vector.astype("<i4").view(np.uint8)
         assert next(results, None) is None, "more results than store loops"
         register = store["range_register"]

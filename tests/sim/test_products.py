@@ -82,6 +82,14 @@ def test_extreme_operands_and_a_restless_memory_change_no_bit(tmp_path, fill):
 
 
 @pytest.mark.slow
+def test_tiles_of_few_pixels_wait_for_their_accumulator_entries(tmp_path):
+    """With operands that come late, a tile of 2 or 3 pixels ends just before the next one begins."""
+    shapes = [Shape(n, 4, 4, 10, 12, 4) for n in (1, 2, 3)] + [Shape(1, 3, 3, 9, 9, 3, 2, 1), Shape(3, 1, 1, 40, 9)]
+    for rate in (4, 3):
+        assert measure(TINY, shapes, out=tmp_path, settings=memory(rate))
+
+
+@pytest.mark.slow
 def test_a_wrong_bit_is_found_and_named(tmp_path, monkeypatch):
     right = products._golden
     monkeypatch.setattr(products, "_golden", lambda s, step, *a: right(s, step, *a) + (step == "gradient"))

@@ -62,6 +62,8 @@ def test_the_command_trains_the_digits_mlp_like_golden(tmp_path, capsys):
     ("tiny", "wage", "mlp", 32, {}),
     # Seed 5: the largest error of a layer is where ReLU was inactive, so the order of masks and maximum shows.
     ("tiny", "wage", "tiny-cnn", 5, {"master_limit": 127, "seed": 5}),
+    ("tiny", "dfp", "mlp", 8, {}),
+    pytest.param("tiny", "dfp", "tiny-cnn-bn", 2, {"rounding": "nearest"}, marks=pytest.mark.slow),
     pytest.param("small", "wage", "mlp", 32, {}, marks=pytest.mark.slow),
     pytest.param("wide", "wage", "tiny-cnn", 8, {}, marks=pytest.mark.slow),
     pytest.param("wide", "niti-2020", "tiny-cnn", 8, {}, marks=pytest.mark.slow),
