@@ -260,6 +260,11 @@ def _mlp(data: str) -> tuple[Layer, ...]:
     return Linear(32 if data == "digits" else 128), Relu(), Linear(10)
 
 
+def _mlp_128(data: str) -> tuple[Layer, ...]:
+    """Ternary weights need the width: the mlp for wage on digits."""
+    return Linear(128), Relu(), Linear(10)
+
+
 def _lenet(data: str) -> tuple[Layer, ...]:
     return (
         Conv2d(20, 5),
@@ -360,6 +365,7 @@ def _tiny_resnet(data: str) -> tuple[Layer, ...]:
 
 MODELS: dict[str, Callable[[str], tuple[Layer, ...]]] = {
     "mlp": _mlp,
+    "mlp-128": _mlp_128,
     "lenet": _lenet,
     "wage-lenet": _wage_lenet,
     "vgg-small-7": _vgg_small_7,
