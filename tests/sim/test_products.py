@@ -108,14 +108,16 @@ def dataset_of(name):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("core, model, data, rates, shares", [
-    ("tiny", "tiny-cnn", "digits", (16, 4), {}),
-    ("base", "bench-cnn", "synthetic", (64, 16), {64: 0.90, 16: 0.85}),
-    ("base", "lenet", "mnist", (64, 16), {}),
+@pytest.mark.parametrize("core, method, model, data, rates, shares", [
+    ("tiny", "niti", "tiny-cnn", "digits", (16, 4), {}),
+    ("tiny", "wage", "tiny-cnn", "digits", (16, 4), {}),
+    ("base", "niti", "bench-cnn", "synthetic", (64, 16), {64: 0.90, 16: 0.85}),
+    ("base", "niti", "lenet", "mnist", (64, 16), {}),
 ])
-def test_the_estimate_agrees_on_every_layer_and_pass_of_a_training_step(tmp_path, core, model, data, rates, shares):
+def test_the_estimate_agrees_on_every_layer_and_pass_of_a_training_step(tmp_path, core, method, model, data, rates,
+                                                                        shares):
     for rate in rates:
-        network = golden.train.build("niti", model, 1, data=data, batch=32)
+        network = golden.train.build(method, model, 1, data=data, batch=32)
         result = measure_steps(PRESETS[core], network, dataset_of(data), 1, out=tmp_path / str(rate),
                                settings=memory(rate))
         timeline = estimate(PRESETS[core], result["compiled"].program, memory(rate))
