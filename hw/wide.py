@@ -24,7 +24,7 @@ from .lanes import TARGET_BITS
 from .loop_nest import LoopNest
 
 __all__ = ["WideOperation", "Lane", "Scalar", "WideLanes", "LANE_REGISTERS", "MICROPROGRAM_WORDS", "RANGES", "BITS",
-           "assemble", "run"]
+           "assemble", "disassemble", "run"]
 
 LANE_REGISTERS = 16
 MICROPROGRAM_WORDS = 512
@@ -121,6 +121,25 @@ def assemble(instructions: Iterable[Sequence]) -> list[int]:
 def _signed(value: int, bits: int) -> int:
     value &= (1 << bits) - 1
     return value - (1 << bits) if value >> bits - 1 else value
+
+
+def disassemble(words: Iterable[int]) -> list[str]:
+    """One line of text for each word, such as ``ADD l4, l0, s12``: l is a lane register, s a scalar register.
+
+    Raises :class:`ProgramError` for an unknown operation.
+    """
+    lines = []
+    for word in words:
+        try:
+            op = WideOperation(word & 31)
+        except ValueError:
+            raise ProgramError(f"unknown wide operation {word & 31} in word {word:#010x}") from None
+        dst, a, number = f"l{word >> 5 & 15}", f"l{word >> 9 & 15}", _signed(word >> 15, CONSTANT_BITS)
+        b = {_Kind.LANE: f"l{number}", _Kind.SCALAR: f"s{number}"}.get(word >> 13 & 3, str(number))
+        operands = {WideOperation.END: (), WideOperation.WRITE: (a,), WideOperation.MOVE: (dst, b),
+                    WideOperation.RANGE: (dst[1:], a)}.get(op, (dst, a) if op in _WITHOUT_B else (dst, a, b))
+        lines.append(f"{op.name} {', '.join(operands)}".rstrip())
+    return lines
 
 
 def run(words: Sequence[int], lanes: list[list[int]], scalars: Sequence[int], ranges: list[int]) -> list[list[int]]:

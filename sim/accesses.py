@@ -64,7 +64,8 @@ def accesses(config: CoreConfig, opcode: Opcode, sections: dict) -> list[Access]
                 write, loops = name.startswith("target"), list(counts)
                 if write and vector["pool"]:
                     loops[3:] = 1, 1
-                if name == "source1" and vector["function"] == Function.NITI_LOSS:
+                if name == "source1" and vector["function"] in (
+                        Function.NITI_LOSS, Function.SQUARED_ERROR, Function.SOFTMAX):
                     loops[4] = 1
                 add(name, write, walk(loops, [vector[f"{name}_stride{k}"] for k in range(5)], vector[name]))
     elif opcode is Opcode.SCALAR:

@@ -13,8 +13,9 @@ import numpy as np
 from golden.rounding import Rounding
 from hw.config import CoreConfig
 from hw.descriptor import ADDRESSES, DESCRIPTOR_BYTES, SCALAR_OPERATIONS, Mode, Opcode, ProgramError, decode
-from hw.scalar import STEP, disassemble
+from hw.scalar import REGISTERS, STEP, disassemble
 from hw.vector import Function
+from hw.wide import disassemble as disassemble_wide
 
 from .accesses import accesses
 
@@ -59,7 +60,8 @@ class Symbols:
 
 def symbols(compiled, title: str = "") -> Symbols:
     """The names of a :class:`sim.compiler.Compiled` program."""
-    registers = {STEP: "step", **{number: name for name, number in compiled.scalars.items()}}
+    # Numbers beyond the registers stand for dumps inside a step.
+    registers = {STEP: "step", **{number: name for name, number in compiled.scalars.items() if number < REGISTERS}}
     for block in compiled.program.blocks:
         if block.opcode is Opcode.PRODUCT and block.sections["feed"]["last"]:
             registers.setdefault(block.sections["store"]["range_register"], f"maximum of {block.layer} {block.step}")
@@ -126,7 +128,11 @@ def _vector(names: Symbols, sections) -> list[str]:
     if function in (Function.ELEMENTWISE, Function.UPDATE):
         rounding = next(rule.name for rule in Rounding if rule.code == vector["rounding"])
         text += f", shift {names.register(vector['shift_register'])}, {rounding.lower()}"
-    if function is Function.NITI_LOSS:
+    if function is Function.WIDE:
+        text += f", microprogram {vector['microprogram']}"
+        if vector["ranges"]:
+            text += f", {vector['ranges']} bit lengths from {names.register(vector['range_register'])} on"
+    if function in (Function.NITI_LOSS, Function.SOFTMAX):
         text += f", {vector['classes']} classes, exponent {names.register(vector['shift_register'])}"
     for name, what in (("relu", "ReLU"), ("mask", "zero where source 1 is not above zero"), ("pool", "2x2 maximum"),
                        ("unpool", "to the place of the maximum")):
@@ -150,13 +156,17 @@ def _scalar(names: Symbols, sections) -> list[str]:
     if scalar["enable_load"]:
         lines.append(f"load      {_address(names, Opcode.SCALAR, sections, 'scalar', 'load')}")
     words = [scalar[f"operation{k}"] for k in range(min(scalar["count"], SCALAR_OPERATIONS))]
+    if scalar["microprogram"]:
+        start = scalar["microprogram_address"]
+        return [f"microprogram word {start + k:3}  {line}" for k, line in enumerate(disassemble_wide(words))]
     for operation in disassemble(words):
         used = dict.fromkeys(int(part[1:]) for part in operation.replace(",", "").split()[1:] if part[0] == "r")
         comment = ", ".join(f"r{number} {names.registers[number]}" for number in used if number in names.registers)
         lines.append(f"{operation:40}{'; ' if comment else ''}{comment}".rstrip())
     if scalar["enable_dump"]:
-        lines.append(f"dump      all registers to {_address(names, Opcode.SCALAR, sections, 'scalar', 'dump')}: "
-                     "the step is done")
+        place = _address(names, Opcode.SCALAR, sections, "scalar", "dump")
+        # Dumps inside a step lie behind that of its end.
+        lines.append(f"dump      all registers to {place}{'' if '+' in place else ': the step is done'}")
     return lines
 
 
@@ -207,7 +217,7 @@ def producers(compiled, name: str, index: tuple | None) -> list[int]:
     """Numbers of the descriptors that make an element of golden's record ``name`` (an exponent: ``index`` None)."""
     blocks = compiled.program.blocks
     if name in compiled.scalars:
-        register = compiled.scalars[name]
+        register = compiled.scalars[name] % REGISTERS        # the rest says in which dump of the step
         return [number for number, block in enumerate(blocks) if block.opcode is Opcode.SCALAR
                 and any(block.sections["scalar"].get(f"operation{k}", 0) >> 6 & 63 == register
                         for k in range(block.sections["scalar"]["count"]))]

@@ -6,7 +6,7 @@ import pytest
 
 from hw.config import PRESETS
 from hw.descriptor import ProgramError
-from hw.wide import BITS, LANE_REGISTERS, RANGES, Lane, Scalar, WideLanes, WideOperation, assemble, run
+from hw.wide import BITS, LANE_REGISTERS, RANGES, Lane, Scalar, WideLanes, WideOperation, assemble, disassemble, run
 from tests.hw.streams import STALLS, simulate, stalls, stream_check, stream_get, stream_put
 
 Op = WideOperation
@@ -252,6 +252,15 @@ def test_unknown_operation_is_illegal_and_ends():
             assert seen == illegal
 
     b.run(bench)
+
+
+def test_disassembler():
+    lines = [(Op.MOVE, 4, -7), (Op.ADD, 5, 0, Lane(3)), (Op.ROUND, 6, 5, Scalar(63)), (Op.SQRT, 7, 6), (Op.RANGE, 2, 7),
+             (Op.WRITE, 7)]
+    assert disassemble(assemble(lines)) == ["MOVE l4, -7", "ADD l5, l0, l3", "ROUND l6, l5, s63", "SQRT l7, l6",
+                                            "RANGE 2, l7", "WRITE l7", "END"]
+    with pytest.raises(ProgramError, match="unknown wide operation 31"):
+        disassemble([31])
 
 
 @pytest.mark.parametrize("instruction, message", [
