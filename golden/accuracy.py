@@ -45,7 +45,7 @@ FULL = tuple(
     for comparison in (
         Comparison(data, "mlp", 10),
         Comparison(data, "lenet", 8, ("niti", "dfp", "float")),
-        Comparison(data, "wage-lenet", 10, ("wage", "float")),
+        Comparison(data, "wage-lenet", 20, ("wage", "float")),
     )
 )
 

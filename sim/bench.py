@@ -6,8 +6,9 @@ A training run is recorded, then the same doorbells are replayed in alternation 
   digests    the same, with the trained state of every step compared with golden by its digest (in a second process)
   compared   the same, with every required tensor of every step compared with golden (in a second process)
   stock      cocotb's own runner: public signals, clock in Python, cocotbext-axi memory (a part of the first doorbell)
-and Amaranth's simulator clocks the idle core. Results are cycles per second from the first clock edge, of wall time
-and of processor time of the simulating process; the latter also holds on a machine that is busy with other things.
+Amaranth's simulator clocks the idle core, and `array` is a C++ loop around the array alone, with random operands.
+Results are cycles per second from the first clock edge, of wall time and of processor time of the simulating process;
+the latter also holds on a machine that is busy with other things.
 What comparing adds is measured until the last step is compared, in wall time and in processor time of all processes.
 
 `--table` measures nothing: it prints one table of what this and `python -m golden bench` and `python -m gpu bench` left
@@ -25,11 +26,14 @@ import tempfile
 import time
 from pathlib import Path
 
+from amaranth.back import verilog as amaranth_verilog
+
 import golden.train
 from golden import data as data_module
 from golden.errors import InputError
 from hw import config as core_config
 from hw.register_map import offset
+from hw.synthesis import DESIGNS
 
 from . import verilator
 from .doorbells import generated_verilog
@@ -42,7 +46,8 @@ SETTINGS = MemorySettings(latency=100, outstanding=64)
 LIMIT = 1 << 40
 STOCK_SECONDS = 20
 IDLE_CYCLES = 300
-NAMES = ("bare", "cocotb", "digests", "compared", "stock", "amaranth")
+ARRAY_CYCLES = 500_000
+NAMES = ("array", "bare", "cocotb", "digests", "compared", "stock", "amaranth")
 COMPARED = {"digests": "digests", "compared": "full"}
 
 
@@ -116,6 +121,16 @@ def run_stock(verilog, run, seed):
         return answer["cycles"], answer["seconds"], answer["processor_seconds"]
 
 
+def run_array(build, config):
+    """The array alone; returns (cycles, wall, processor seconds)."""
+    size = max(config.rows, config.columns)
+    done = subprocess.run([build.executable, str(ARRAY_CYCLES), str(size)], capture_output=True, text=True)
+    if done.returncode:
+        raise SimulationError(f"the loop around the array failed: {done.stderr.strip()}")
+    cycles, wall, processor = done.stdout.split()
+    return int(cycles), float(wall), float(processor)
+
+
 def run_amaranth(config):
     """Amaranth's simulator on the idle core; returns (cycles, wall, processor seconds)."""
     from amaranth.sim import Simulator
@@ -147,6 +162,8 @@ def bench(core, steps, repeats, out, log=print):
     dataset = data_module.load("digits", None)
     verilog = generated_verilog(config)
     builds = {flavour: verilator.build(verilog, flavour=flavour, log=log) for flavour in ("bare", "fast")}
+    array = amaranth_verilog.convert(DESIGNS["array"](config), name="array")
+    builds["array"] = verilator.build(array, top="array", flavour="bare", program="array_loop.cpp", log=log)
     measured = {name: [] for name in NAMES}
     spent = {name: [] for name in ("cocotb", *COMPARED)}      # (wall, all processors' seconds) per cycle
     exact = True
@@ -167,6 +184,7 @@ def bench(core, steps, repeats, out, log=print):
         *ours, memory, own = run_cocotb(builds["fast"], run, 1, len(COUNTERS))
         exact = exact and memory == bare_memory
         measured["bare"].append(_rates(*bare))
+        measured["array"].append(_rates(*run_array(builds["array"], config)))
         measured["cocotb"].append(_rates(*ours))
         spent["cocotb"].append((ours[1] / ours[0], (ours[2] + own) / ours[0]))
         log(f"round {number + 1} of {repeats} done")

@@ -236,10 +236,11 @@ class Build:
         return self.folder / self.top
 
 
-def build(verilog, *, top="intrain", flavour="fast", probes=(), threads=1, log=None):
+def build(verilog, *, top="intrain", flavour="fast", program="main.cpp", probes=(), threads=1, log=None):
     """Build (or find in the cache) the simulation of `verilog`.
 
-    `probes` are (module, signal) pairs that stay readable from cocotb. `log` is called with one line when
+    `program` is the source file of its main function. `probes` are (module, signal) pairs that stay readable from
+    cocotb. `log` is called with one line when
     a build starts and ends. Raises `BuildError` with one line.
     """
     if flavour not in FLAVOURS:
@@ -252,7 +253,7 @@ def build(verilog, *, top="intrain", flavour="fast", probes=(), threads=1, log=N
         "visible.vlt": "`verilator_config\n" if bare else _control_file(verilog, top, probes),
         "control_layout.h": control.c_header(),
     }
-    files |= {name: (SOURCES / name).read_text() for name in ("main.cpp", "axi_memory.h")}
+    files |= {"main.cpp": (SOURCES / program).read_text(), "axi_memory.h": (SOURCES / "axi_memory.h").read_text()}
     if flavour == "debug" and tool.packaged:
         files |= {path.name: path.read_text() for path in sorted((SOURCES / "fst").iterdir())}
     flags, optimise = _flags(top, flavour, threads)
