@@ -9,7 +9,7 @@ LOCKS  := $(VENV)/.locks
 export VENV
 export PYTHONHASHSEED = 0
 .DEFAULT_GOAL := help
-.PHONY: help setup cosim test rtl formal synth bench accuracy doctor clean
+.PHONY: help setup cosim test rtl formal mutations synth bench accuracy doctor clean
 
 BASE := $(LOCKS)/requirements.lock
 GPU  := $(LOCKS)/requirements-gpu.lock
@@ -36,6 +36,9 @@ rtl: $(BASE) ## Verilog and JSON sidecar of one core (CORE=small) into build/rtl
 
 formal: $(BASE) $(FPGA) ## proofs of the small units
 	$(PY) -m tests.formal --out $(OUT)/formal
+
+mutations: $(BASE) ## break the hardware and its compiler on purpose and name the test that sees it
+	$(PY) -m tests.mutations --out $(OUT)
 
 synth: $(BASE) $(FPGA) ## area and clock rate of one core (CORE=small) on ECP5 into build/synth
 	$(PY) -m hw synth --core $(CORE) --out $(OUT)/synth

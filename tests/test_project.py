@@ -14,7 +14,7 @@ import pytest
 from sim import doctor, setup_venv
 
 ROOT = Path(__file__).resolve().parents[1]
-TARGETS = ("cosim", "test", "rtl", "formal", "bench", "accuracy", "setup", "doctor", "clean")
+TARGETS = ("cosim", "test", "rtl", "formal", "mutations", "bench", "accuracy", "setup", "doctor", "clean")
 LOCKS = sorted(ROOT.glob("requirements*.lock"))
 PACKAGES = ("golden", "hw", "sim", "gpu")
 MAY_IMPORT = {"golden": set(), "hw": {"golden"}, "sim": {"golden", "hw"}, "gpu": {"golden"}}
