@@ -2,7 +2,9 @@
 
 import pytest
 
+import golden.train
 from hw.config import PRESETS
+from sim.compiler import compile_training
 from sim.products import Plan, Shape, measure
 from sim.tiling import SAFE_PRODUCTS, CompileError
 
@@ -43,3 +45,18 @@ def test_the_largest_shape_is_exact_and_one_more_is_refused(kind, tmp_path):
     assert ("that int32 holds: use" if summed else "use a larger core or smaller images") in refusal(make(size + 1))
     rows = measure(TINY, [make(size)], out=tmp_path, fill="extreme")
     assert rows and all(row["cycles"] > 0 for row in rows)
+
+
+@pytest.mark.parametrize("method, model, data, largest_batch, one_more", [
+    ("niti", "lenet", "mnist", 231, 232), ("wage", "wage-lenet", "mnist", 231, 232),
+    ("dfp", "lenet", "mnist", 128, 256)])
+def test_the_largest_batch_that_int32_gradients_allow(method, model, data, largest_batch, one_more):
+    """The first layer sums batch x rows x columns products; dfp's batches are powers of two."""
+    for batch in (largest_batch, one_more):
+        network = golden.train.build(method, model, 1, data=data, batch=batch)
+        sizes = dict(batch=batch, capacity=1, steps=1, rate=network.learning_rate())
+        if batch == largest_batch:
+            assert compile_training(PRESETS["base"], network, **sizes).program.image
+        else:
+            with pytest.raises(CompileError, match="that int32 holds: use a smaller batch"):
+                compile_training(PRESETS["base"], network, **sizes)

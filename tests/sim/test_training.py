@@ -21,7 +21,7 @@ from sim.__main__ import main
 from sim.doorbells import generated_verilog
 from sim.layout import PixelTensor, WeightTensor
 from sim.session import simulate
-from sim.shared import MemorySettings
+from sim.shared import MemorySettings, SimulationError
 from sim.tiling import Geometry, gradient
 from sim.train import train
 from sim.verilator import lint
@@ -101,6 +101,17 @@ def test_zero_and_saturating_tensors(tmp_path, model):
         summary = train(PRESETS["tiny"], network, dataclasses.replace(dataset, train_images=images), 2, tmp_path / name,
                         intermediates=True, test_images=0, log=lambda line: None)
         assert summary["bit_exact"] and "test_accuracy" not in summary
+
+
+@pytest.mark.parametrize("method", ["niti", "dfp"])
+def test_an_exponent_beyond_16_bits_stops_the_core_as_it_stops_golden(tmp_path, method):
+    dataset = data_module.load("digits")
+    network = golden.train.build(method, "mlp", 1, data="digits", batch=8)
+    network.state["fc0.weight"] = network.state["fc0.weight"][0], 32767
+    with pytest.raises(SimulationError, match="stopped with EXPONENT_SATURATED .* descriptor at 0x"):
+        train(PRESETS["tiny"], network, dataset, 1, tmp_path, test_images=0, floating=False, log=lambda line: None)
+    with pytest.raises(OverflowError, match="16 bits"):
+        network.step(*next(data_module.batches(dataset, 1, 0, 8, 0)))
 
 
 def test_memory_timing_changes_cycles_but_no_bit(tmp_path):
