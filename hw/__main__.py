@@ -20,7 +20,8 @@ def main(arguments=None) -> int:
     commands.add_parser("program", help="print the program format as markdown")
     synth = commands.add_parser("synth", help="area and clock rate with yosys and nextpnr")
     synth.add_argument("--core", default="small", help=f"one of {', '.join(config.PRESETS)}, or a .toml file")
-    synth.add_argument("--design", action="append", help="array, array+lanes or core; may repeat (default all)")
+    synth.add_argument("--design", action="append", help="array, array+lanes, core, an engine or a unit; may repeat "
+                       "(default: the first three)")
     synth.add_argument("--device", action="append", help="ecp5, xc7 or xcup; may repeat (default ecp5)")
     synth.add_argument("--seeds", type=int, default=3, help="placements on ECP5 (default 3)")
     synth.add_argument("--no-route", action="store_true", help="synthesis only")

@@ -1,5 +1,7 @@
 """Area and clock rate with open tools: yosys for ECP5, 7-series and UltraScale+, nextpnr for ECP5 (`make synth`).
 
+A design is the core, one of its engines, or a unit: `DESIGNS` has them all, docs/silicon.md the figures.
+
 A job is one design on one device. Its Verilog goes through yosys; on ECP5 nextpnr then places and routes it once per
 seed, without pads, so that the clock rate is that of paths between registers. Every tool must leave its result file:
 one that stops early without a message is an error.
@@ -23,10 +25,31 @@ from amaranth.lib.wiring import In, Out
 
 from golden.rounding import Rounding
 
+from .accumulator import Accumulator
 from .array import SystolicArray
 from .config import CoreConfig
+from .divider import Divider
+from .feeder import Feeder
+from .fold import Fold
+from .isqrt import SquareRoot
+from .lanes import ROUNDINGS, TARGET_BITS, Lanes
+from .loop_nest import LoopNest
+from .loss import NitiLoss
+from .operand_buffer import OperandBuffer
+from .pool import MaxPool
+from .product import ProductEngine
+from .random_words import RandomWords
+from .range_detector import RangeDetector
 from .round_shift import RoundShift
+from .scalar import ScalarUnit
+from .softmax import Softmax
+from .store import Store
 from .top import Top
+from .vector import VectorEngine
+from .vector_reader import VectorReader
+from .vector_writer import VectorWriter
+from .weight_ring import WeightRing
+from .wide import BITS, WideLanes
 
 __all__ = ["DESIGNS", "DEVICES", "SynthesisError", "ArrayWithLanes", "run", "table"]
 
@@ -65,7 +88,31 @@ class ArrayWithLanes(wiring.Component):
         return m
 
 
-DESIGNS = {"array": lambda config: SystolicArray(config, CONTROL), "array+lanes": ArrayWithLanes, "core": Top}
+def _rounding(rules, target_bits, *, flags=False):
+    """The rounding lanes with the rules and the widths of one method; the core has those of all."""
+    return lambda config: RoundShift(config.vector, rules, target_bits=target_bits, flags=flags)
+
+
+DESIGNS = {
+    "array": lambda config: SystolicArray(config, CONTROL), "array+lanes": ArrayWithLanes, "core": Top,
+    # Product engine and its units.
+    "product-engine": ProductEngine, "operand-buffer": lambda config: OperandBuffer(config, config.rows),
+    "weight-ring": WeightRing, "feeder": Feeder, "fold": Fold, "accumulator": Accumulator, "store": Store,
+    # Vector engine and its units.
+    "vector-engine": VectorEngine, "lanes": Lanes, "max-pool": lambda config: MaxPool(config.vector),
+    "range-detector": lambda config: RangeDetector(config.vector), "scalar-unit": ScalarUnit,
+    "vector-reader": VectorReader, "vector-writer": VectorWriter,
+    # What methods need of it: the rounding lanes of one method against those of all, and units that not all use.
+    "round-shift": _rounding(ROUNDINGS, TARGET_BITS, flags=True),
+    "round-shift-niti": _rounding((Rounding.NEAREST, Rounding.PSEUDO_STOCHASTIC), (8,)),
+    "round-shift-wage": _rounding((Rounding.HALF_EVEN, Rounding.STOCHASTIC_16), (8, 32), flags=True),
+    "round-shift-dfp": _rounding((Rounding.TRUNCATE, Rounding.HALF_UP, Rounding.STOCHASTIC), TARGET_BITS),
+    "random-words": lambda config: RandomWords(config.vector),
+    "random-index": lambda config: LoopNest(5, {"product": 32}),
+    "niti-loss": NitiLoss, "softmax": Softmax, "wide-lanes": WideLanes,
+    # Parts of the wide lanes, counted in them too.
+    "divider": lambda config: Divider(BITS, BITS), "square-root": lambda config: SquareRoot(32),
+}
 DEVICES = {
     "ecp5": "synth_ecp5 -noabc9",
     "xc7": "synth_xilinx -family xc7 -noiopad",
@@ -176,9 +223,11 @@ def table(results: list[dict], baseline: list[dict] = ()) -> str:
             return f"{row[key]:,} ({row[key] - old.get(key, 0):+,})"
 
         rate = f"{row['mhz_median']} ({row['mhz_spread']})" if "mhz" in row else ""
-        per_element = row["LUT"] / (row["rows"] * row["columns"])
+        per_element = ""
+        if row["design"] in ("array", "array+lanes"):
+            per_element = f"{row['LUT'] / (row['rows'] * row['columns']):.1f}"
         lines.append(f"| {row['design']} | {row['core']} | {row['device']} | "
-                     + " | ".join(cell(group) for group in GROUPS) + f" | {per_element:.1f} | {rate} |")
+                     + " | ".join(cell(group) for group in GROUPS) + f" | {per_element} | {rate} |")
     return "\n".join(lines) + "\n"
 
 

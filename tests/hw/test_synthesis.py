@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 
 import pytest
 
@@ -39,6 +40,26 @@ def test_cells_and_rates_reach_the_table(tools, tmp_path):
     assert row["mhz"] == [101.0, 102.0, 103.0] and row["mhz_median"] == 102.0 and row["mhz_spread"] == 2.0
     text = synthesis.table([row], [{**row, "LUT": 90}])
     assert "| array | tiny | ecp5 | 100 (+10) | 7 | 50 | 16 |" in text and "| 6.2 | 102.0 (2.0) |" in text
+
+
+def test_elements_are_counted_for_arrays_only(tools, tmp_path):
+    row = synthesis.run("divider", PRESETS["tiny"], "ecp5", tmp_path, route=False, log=lambda _: None)
+    assert synthesis.table([row]).splitlines()[-1].endswith("| 0 |  |  |")
+
+
+@pytest.mark.parametrize("design", [pytest.param(name, marks=[pytest.mark.slow] if name == "core" else [])
+                                    for name in synthesis.DESIGNS])
+def test_every_design_generates_verilog(design, tmp_path, monkeypatch):
+    """Without yosys: a stand-in takes the Verilog that `run` writes."""
+    monkeypatch.setattr(synthesis, "_tool", str)
+    monkeypatch.setattr(synthesis, "_version", lambda tool: f"{tool} 1.0")
+    counts = "header " + json.dumps({"modules": {"\\design": {"num_cells_by_type": CELLS}}})
+    monkeypatch.setattr(synthesis, "_call", lambda command, log, result: result.write_text(counts))
+    row = synthesis.run(design, PRESETS["tiny"], "ecp5", tmp_path, route=False, log=lambda _: None)
+    text = next(tmp_path.glob("*/design.v")).read_text()
+    ports = re.search(r"^module \\design ?\((.*?)\);", text, re.MULTILINE | re.DOTALL)[1]
+    assert {"clk", "rst"} < {port.strip() for port in ports.split(",")} and "always @(posedge" in text
+    assert row["design"] == design and row["LUT"] == 100
 
 
 def test_other_families_are_only_synthesised(tools, tmp_path):
