@@ -237,7 +237,8 @@ def main() -> int:
         status, output = _pytest(root, tests)
         print((output.splitlines() or ["no output"])[-1], flush=True)
         if status:
-            raise MutationError(f"the tests must pass before anything is broken:\n{output}")
+            failed = re.findall(r"^(?:FAILED|ERROR) (\S+)", output, re.MULTILINE)
+            raise MutationError(f"the tests must pass before anything is broken: {', '.join(failed) or output[-300:]}")
         for mutation in chosen:
             record = _try(mutation, root, cache)
             records.append(record)
