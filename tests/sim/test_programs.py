@@ -1,5 +1,8 @@
 """Programs of wage and niti, descriptor by descriptor in numpy, against golden: what the compiler wrote, in seconds."""
 
+import dataclasses
+
+import numpy as np
 import pytest
 
 import golden.train
@@ -18,3 +21,17 @@ from tests.sim.test_dfp import run_model
 def test_programs_compute_what_golden_computes(method, model, batch, seed, options):
     network = golden.train.build(method, model, seed, data="digits", batch=batch, **options)
     assert run_model("tiny", network, data.load("digits"), 2, inference=False).compared >= 38
+
+
+@pytest.mark.parametrize("method, weight", [("niti", 64), ("dfp", 256)])
+def test_a_maximum_that_is_a_power_of_two(method, weight):
+    """Only there niti's shift, by ceil_log2 of niti's sums, and dfp's, by the bit length of its weights, differ."""
+    dataset = data.load("digits")
+    images = np.full_like(dataset.train_images, 5)       # 1 as niti's int8
+    images[:, 0, 0] = 16
+    network = golden.train.build(method, "mlp", 1, data="digits", batch=4)
+    array, exponent = network.state["fc0.weight"]
+    array = np.zeros_like(array)
+    array[0, 1:5] = weight
+    network.state["fc0.weight"] = array, exponent
+    run_model("tiny", network, dataclasses.replace(dataset, train_images=images), 1, inference=False)
