@@ -72,6 +72,7 @@ PROGRAMS, DFP = f"tests/sim/test_programs.py::{COMPUTES}", f"tests/sim/test_dfp.
 NITI_MLP, NITI = f"{PROGRAMS}[niti-mlp-8-1-options2]", f"{PROGRAMS}[niti-tiny-cnn-5-1-options4]"
 WAGE_MLP, WAGE = f"{PROGRAMS}[wage-mlp-8-1-options0]", f"{PROGRAMS}[wage-tiny-cnn-5-5-options1]"
 DFP_MLP, DFP_NORM = f"{DFP}[tiny-mlp-32-3-options0]", f"{DFP}[tiny-tiny-cnn-bn-2-2-options3]"
+MASTERS = "tests/sim/test_programs.py::test_wage_masters_at_the_edges"
 POWER = "tests/sim/test_programs.py::test_a_maximum_that_is_a_power_of_two"
 RESIDUAL = f"{DFP}[tiny-block-2-2-options4]"
 
@@ -148,16 +149,16 @@ MUTATIONS = (
     Mutation("ReLU mask before the maximum", "sim/wage.py", "target_width=2, blocked=CLIPPED,",
              "target_width=2, blocked=CLIPPED | INACTIVE if below.relu else CLIPPED,", (WAGE,)),
     Mutation("clip mask after the maximum", "sim/wage.py", "target_width=2, blocked=CLIPPED,",
-             "target_width=2, blocked=0,", (WAGE,)),
+             "target_width=2, blocked=0,", (MASTERS,)),
     Mutation("no clip mask", "sim/wage.py", "blocked=CLIPPED | INACTIVE if below.relu else CLIPPED)",
              "blocked=INACTIVE if below.relu else 0)", (WAGE_MLP, WAGE)),
     Mutation("wage keeps no state", "sim/wage.py", "stage.choice if training else None, state=1", "None, state=1",
              (WAGE_MLP, WAGE)),
     Mutation("no ternary clip", "sim/wage.py", "Rounding.HALF_EVEN.code, limit=TERNARY_LIMIT)",
-             "Rounding.HALF_EVEN.code)", (WAGE_MLP, WAGE)),
+             "Rounding.HALF_EVEN.code)", (MASTERS,)),
     Mutation("ternary weights of the doorbell's start", "sim/wage.py",
              "(v * kh * kw * ci, ci, v, kh * kw * ci)))\n        self._ternarize(stage)",
-             "(v * kh * kw * ci, ci, v, kh * kw * ci)))", (WAGE_MLP, WAGE)),
+             "(v * kh * kw * ci, ci, v, kh * kw * ci)))", (MASTERS,)),
     Mutation("masters beyond their limit", "sim/wage.py", "limit=self.network.master_limit", "limit=0",
              (WAGE_MLP, WAGE)),
     # Passes of dynamic fixed point.

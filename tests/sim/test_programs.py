@@ -35,3 +35,14 @@ def test_a_maximum_that_is_a_power_of_two(method, weight):
     array[0, 1:5] = weight
     network.state["fc0.weight"] = array, exponent
     run_model("tiny", network, dataclasses.replace(dataset, train_images=images), 1, inference=False)
+
+
+def test_wage_masters_at_the_edges():
+    """Masters that round beyond the ternary weights, and some that one update takes to the next weight. With these the
+    largest error of fc0 belongs to a clipped activation, so it shows whether that is masked before the maximum.
+    """
+    network = golden.train.build("wage", "mlp", 0, data="digits", batch=4, master_limit=127)
+    rng = np.random.default_rng(0)
+    for name, (array, exponent) in network.state.items():
+        network.state[name] = rng.choice([-127, -33, -31, 31, 33, 127], array.shape).astype(array.dtype), exponent
+    run_model("tiny", network, data.load("digits"), 2, inference=False)
