@@ -43,7 +43,7 @@ def _fold_initial(text: str) -> str:
 def generate(config: CoreConfig) -> tuple[str, dict]:
     """Verilog text and sidecar of the core; the same for the same configuration on every machine."""
     top = Top(config)
-    text = _fold_initial(verilog.convert(top, name=TOP, strip_internal_attrs=True))
+    text = _fold_initial(verilog.convert(top, name=TOP, strip_internal_attrs=True, emit_src=False))
     return text, {
         "top": TOP,
         "configuration": dataclasses.asdict(config),

@@ -29,6 +29,7 @@ def test_verilog_is_byte_identical_and_described(tmp_path):
     command = [sys.executable, "-m", "hw", "rtl", "--core", "tiny", "--out", str(tmp_path)]
     subprocess.run(command, check=True, cwd=ROOT, env={**os.environ, "PYTHONHASHSEED": "7"}, capture_output=True)
     assert (tmp_path / "intrain_tiny.v").read_text() == here
+    assert str(ROOT) not in here and sys.prefix not in here       # the same wherever the sources lie
     sidecar = json.loads((tmp_path / "intrain_tiny.json").read_text())
     assert sidecar == json.loads(json.dumps(description))
     assert sidecar["ports"]["m_axi_rdata"] == {"direction": "In", "width": 8 * PRESETS["tiny"].beat_bytes}
