@@ -271,7 +271,7 @@ class WideLanes(wiring.Component):
         shifted = [Signal(BITS + 1, name=f"shifted{i}") for i in lanes]         # with one more bit below
         right, vanishes = [Signal(name=f"right{i}") for i in lanes], [Signal(name=f"vanishes{i}") for i in lanes]
 
-        m.submodules.root = root = SquareRoot(32)
+        m.submodules.square_root = root = SquareRoot(32)
         m.submodules.divider = divider = Divider(BITS, BITS)
         m.d.comb += [root.i.payload.eq(Array(a)[serial][:32]),
                      divider.i.payload.numerator.eq(Array(a)[serial]),

@@ -77,7 +77,7 @@ def test_networks_that_do_not_fit_are_refused_in_one_line(layers, message):
 
 
 def test_unknown_names():
-    with pytest.raises(InputError, match="unknown model 'lenett': choose from mlp, lenet"):
+    with pytest.raises(InputError, match="unknown model 'lenett': choose from mlp, mlp-128, lenet"):
         network("lenett", "mnist")
     with pytest.raises(InputError, match="unknown data 'minst': choose from digits"):
         network("mlp", "minst")
