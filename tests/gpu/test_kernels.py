@@ -40,7 +40,6 @@ def test_training_equals_golden(ops, method, model, dataset, batch, steps):
     "method,model,dataset,batch",
     [
         ("niti", "lenet", "synthetic", 1),
-        ("niti-2020", "lenet", "synthetic", 1),
         ("niti", "tiny-cnn", "digits", 2),
         ("wage", "wage-lenet", "synthetic", 1),
         ("dfp", "tiny-cnn-bn", "digits", 2),
