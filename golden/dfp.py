@@ -26,6 +26,7 @@ from golden.networks import (
     MaxPool,
     Relu,
 )
+from golden.niti import LOG2_E
 from golden.random import Purpose
 from golden.range import bit_length, max_magnitude
 from golden.rounding import Rounding, half_up, round_to, saturate, stochastic
@@ -37,7 +38,6 @@ RUNNING_EXPONENTS = (-16, -18)  # of the running mean and variance
 RUNNING_SHIFT = 3  # running statistics move by 1/8 of the difference
 SGD_WINDOW = 32  # bits below the largest term that an update keeps
 SUM_WINDOW = 30  # bits below the largest term that a residual sum keeps
-LOG2_E = 47274  # log2(e) * 2**15, truncated
 OCTAVE = 256
 EXPONENTIALS = np.array([round(2 ** (16 - f / OCTAVE)) for f in range(OCTAVE)], np.int64)
 PROBABILITY_BITS = 15

@@ -8,10 +8,10 @@ from amaranth.lib.wiring import In, Out
 
 from .config import CoreConfig
 from .divider import Divider
+from .loss import LOG2_E
 
 __all__ = ["Softmax", "LOG2_E", "OCTAVE", "OCTAVES", "PROBABILITY_BITS", "EXPONENTIALS"]
 
-LOG2_E = 47274               # log2(e) * 2**15
 OCTAVE = 256
 OCTAVES = 31
 PROBABILITY_BITS = 15

@@ -38,6 +38,7 @@ from hw.feeder import Activity
 
 from . import tiling, verilator
 from .compiler import FOLD_CHANNELS
+from .doorbells import generated_verilog
 from .layout import PixelTensor, RawTensor, WeightTensor, ceil_div, round_up
 from .program import MemoryMap, ProgramBuilder
 from .session import simulate
@@ -293,8 +294,6 @@ def _golden(s: Shape, step: str, x, w, e) -> np.ndarray:
 def measure(config: CoreConfig, shapes, *, out: Path, settings: MemorySettings | None = None, seed: int = 1,
             fill: str = "random", build=None, log=None) -> list[dict]:
     """Run all passes of ``shapes`` on the simulated core; one row per pass. Raises SimulationError at a wrong bit."""
-    from .train import generated_verilog
-
     plan = Plan(config, shapes, seed=seed, fill=fill)
     settings = dataclasses.replace(settings or MemorySettings(latency=100, outstanding=64),
                                    size=max(4096, plan.memory_bytes))

@@ -11,16 +11,14 @@ import itertools
 import math
 from collections.abc import Iterator
 
+from golden.ops import SAFE_PRODUCTS
 from hw.config import CoreConfig
 from hw.descriptor import Mode
 
 from .layout import PixelTensor, WeightTensor, ceil_div
 from .program import CompileError
 
-__all__ = ["Geometry", "Band", "ProductBlock", "forward", "error", "gradient", "SAFE_PRODUCTS"]
-
-SAFE_PRODUCTS = 133_144
-"""Products that can be summed without leaving int32 (contract section 1)."""
+__all__ = ["Geometry", "Band", "ProductBlock", "forward", "error", "gradient"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -30,12 +30,12 @@ from . import checkpoint, compiler, control, doorbells, report, trace, verilator
 from .accesses import traffic
 from .checker import Checker, Mismatch
 from .checkpoint import CheckpointError
-from .doorbells import Plan, Programs, generated_verilog, inference_doorbells, training_doorbells
+from .doorbells import Plan, Programs, inference_doorbells, training_doorbells
 from .progress import Progress
 from .session import simulate
 from .shared import MemorySettings, SimulationError, SnapshotPlan
 
-__all__ = ["Account", "Interrupted", "Resumed", "generated_verilog", "load", "train"]
+__all__ = ["Account", "Interrupted", "Resumed", "load", "train"]
 
 SLOTS = 64
 CHECKPOINT = "checkpoint"

@@ -3,10 +3,11 @@
 import pytest
 
 import golden.train
+from golden.ops import SAFE_PRODUCTS
 from hw.config import PRESETS
 from sim.compiler import compile_training
 from sim.products import Plan, Shape, measure
-from sim.tiling import SAFE_PRODUCTS, CompileError
+from sim.program import CompileError
 
 TINY = PRESETS["tiny"]
 KINDS = {
