@@ -180,7 +180,7 @@ VECTOR = Section(
     *_loop("random_stride", 5, 32, "random words: index step of loop {}, multiplied likewise"),
     Field("label_log2", 5, "SQUARED_ERROR: log2 of the label's target"),
     Field("source2_width", 2, "bytes of an element of source 2, as of the others"),
-    Field("microprogram", 9, "WIDE: address of the first instruction, see hw.wide"),
+    Field("microprogram", 9, "WIDE: address of the first instruction, see hw.microprogram"),
     Field("ranges", 3, "WIDE: number of ranges, 0 to 4, that go to range_register and the next registers"),
 )
 
@@ -193,7 +193,7 @@ SCALAR = Section(
     Field("count", 8, "operations"),
     Field("enable_load", 1, "1 reads the line that holds the word at `load` first"),
     Field("enable_dump", 1, "1 writes all scalar registers to `dump` last: this is the step-done write"),
-    Field("microprogram", 1, "1: the operations are no operations but words for the wide lanes (hw.wide)"),
+    Field("microprogram", 1, "1: the operations are no operations but words for the wide lanes (hw.microprogram)"),
     Field("microprogram_address", 9, "where the first of these words goes"),
     *_loop("operation", SCALAR_OPERATIONS, 32, "operation {}, see hw.scalar.Operation"),
 )

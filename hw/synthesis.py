@@ -35,6 +35,7 @@ from .isqrt import SquareRoot
 from .lanes import ROUNDINGS, TARGET_BITS, Lanes
 from .loop_nest import LoopNest
 from .loss import NitiLoss
+from .microprogram import BITS
 from .operand_buffer import OperandBuffer
 from .pool import MaxPool
 from .product import ProductEngine
@@ -49,7 +50,8 @@ from .vector import VectorEngine
 from .vector_reader import VectorReader
 from .vector_writer import VectorWriter
 from .weight_ring import WeightRing
-from .wide import BITS, WideLanes
+from .wide import WideLanes
+from .wide_lane import WideLane
 
 __all__ = ["DESIGNS", "DEVICES", "SynthesisError", "ArrayWithLanes", "run", "table"]
 
@@ -110,7 +112,8 @@ DESIGNS = {
     "random-words": lambda config: RandomWords(config.vector),
     "random-index": lambda config: LoopNest(5, {"product": 32}),
     "niti-loss": NitiLoss, "softmax": Softmax, "wide-lanes": WideLanes,
-    # Parts of the wide lanes, counted in them too.
+    # Parts of the wide lanes, counted in them too: V / 4 times `wide-lane`.
+    "wide-lane": lambda config: WideLane(),
     "divider": lambda config: Divider(BITS, BITS), "square-root": lambda config: SquareRoot(32),
 }
 DEVICES = {

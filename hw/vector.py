@@ -13,6 +13,7 @@ from .descriptor import SCALAR, VECTOR
 from .interfaces import ReadClient, WriteClient
 from .lanes import DRAWING, ROUNDINGS, TARGET_BITS, Lanes
 from .loss import NitiLoss
+from .microprogram import RANGES
 from .pool import MaxPool, pooled
 from .product import StreamRegister
 from .range_detector import RangeDetector, range_result
@@ -21,7 +22,7 @@ from .scalar import ScalarUnit
 from .softmax import Softmax
 from .vector_reader import LEVELS, VectorReader
 from .vector_writer import VectorWriter
-from .wide import RANGES, WideLanes
+from .wide import WideLanes
 
 __all__ = ["Function", "VectorEngine"]
 
@@ -72,10 +73,10 @@ class VectorEngine(wiring.Component):
     FILL
         target 0 = 0.
     WIDE
-        The microprogram at ``microprogram`` (:mod:`hw.wide`) runs once per iteration, with the vectors of source 0 and,
-        as far as enabled, of sources 1 and 2 and the random words (if ``rounding`` draws). If target 0 is enabled, a
-        run must write as many vectors as there are iterations. At the end S[range_register + k] = bit length of range k
-        for k < ``ranges``.
+        The microprogram at ``microprogram`` (:mod:`hw.microprogram`) runs once per iteration, with the vectors of
+        source 0 and, as far as enabled, of sources 1 and 2 and the random words (if ``rounding`` draws). If target 0 is
+        enabled, a run must write as many vectors as there are iterations. At the end S[range_register + k] = bit length
+        of range k for k < ``ranges``.
     SOFTMAX
         As NITI_LOSS, but int32 logits and errors: :class:`hw.softmax.Softmax`.
 

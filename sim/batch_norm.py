@@ -16,9 +16,9 @@ from golden.dfp import (
 from golden.networks import BatchNorm, Conv2d, Linear
 from golden.random import Purpose
 from hw import scalar
+from hw.microprogram import Lane, Scalar
+from hw.microprogram import WideOperation as Wide
 from hw.scalar import Operation as Op
-from hw.wide import Lane, Scalar
-from hw.wide import WideOperation as Wide
 
 from . import microprograms
 from .layout import ChannelTensor

@@ -18,10 +18,10 @@ from golden.rounding import Rounding
 from hw import scalar
 from hw.config import CoreConfig
 from hw.descriptor import SCALAR_OPERATIONS, Opcode
+from hw.microprogram import RANGES, Lane
+from hw.microprogram import WideOperation as Wide
 from hw.scalar import Operation as Op
 from hw.vector import Function
-from hw.wide import RANGES, Lane
-from hw.wide import WideOperation as Wide
 
 from . import batch_norm, microprograms, tiling
 from .compiler import IMAGES, LABELS, Compiled, Compiler, Stage, Tensor, geometry

@@ -13,9 +13,9 @@ import numpy as np
 from golden.rounding import Rounding
 from hw.config import CoreConfig
 from hw.descriptor import ADDRESSES, DESCRIPTOR_BYTES, SCALAR_OPERATIONS, Mode, Opcode, ProgramError, decode
+from hw.microprogram import disassemble as disassemble_wide
 from hw.scalar import REGISTERS, STEP, disassemble
 from hw.vector import Function
-from hw.wide import disassemble as disassemble_wide
 
 from .accesses import accesses
 

@@ -8,9 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from hw import wide
-from hw.wide import Lane, Scalar
-from hw.wide import WideOperation as Op
+from hw.microprogram import MICROPROGRAM_WORDS, Lane, Scalar, assemble
+from hw.microprogram import WideOperation as Op
 
 from .program import CompileError
 
@@ -53,10 +52,10 @@ class Microprograms:
 
     def __getitem__(self, program) -> int:
         """Address of the program's first instruction."""
-        words = tuple(wide.assemble(program))
+        words = tuple(assemble(program))
         if words not in self.entries:
             self.entries[words] = len(self.words)
             self.words += words
-            if len(self.words) > wide.MICROPROGRAM_WORDS:
-                raise CompileError(f"the network's microprograms need more than {wide.MICROPROGRAM_WORDS} words")
+            if len(self.words) > MICROPROGRAM_WORDS:
+                raise CompileError(f"the network's microprograms need more than {MICROPROGRAM_WORDS} words")
         return self.entries[words]

@@ -12,11 +12,11 @@ from golden.range import ceil_log2
 from golden.rounding import Rounding
 from hw.config import PRESETS
 from hw.lanes import ROUNDINGS
+from hw.microprogram import Lane, Scalar
+from hw.microprogram import WideOperation as Wide
+from hw.microprogram import assemble as assemble_wide
 from hw.scalar import Operation, assemble
 from hw.vector import Function, VectorEngine
-from hw.wide import Lane, Scalar
-from hw.wide import WideOperation as Wide
-from hw.wide import assemble as assemble_wide
 from tests.hw.memory_model import Memory
 from tests.hw.streams import STALLS, simulate, stalls
 from tests.hw.vector_reference import TYPES, execute

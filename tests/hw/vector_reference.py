@@ -10,7 +10,7 @@ import numpy as np
 from golden import dfp, random
 from golden.niti import loss_gradient
 from golden.rounding import Rounding, saturate
-from hw import wide
+from hw import microprogram
 from hw.vector import Function
 
 TYPES = (np.int8, np.int16, np.int32)
@@ -25,11 +25,11 @@ class Wide:
 
     lanes: list[list[int]]
     scalars: list[int]
-    words: list[int] = dataclasses.field(default_factory=lambda: [0] * wide.MICROPROGRAM_WORDS)
+    words: list[int] = dataclasses.field(default_factory=lambda: [0] * microprogram.MICROPROGRAM_WORDS)
 
     @classmethod
     def of(cls, lanes: int):
-        return cls([[0] * wide.LANE_REGISTERS for _ in range(lanes)], [0] * 64)
+        return cls([[0] * microprogram.LANE_REGISTERS for _ in range(lanes)], [0] * 64)
 
 
 def softmax_sums(logits, exponent: int, label: int) -> np.ndarray:
@@ -152,7 +152,7 @@ def execute(fields: dict, memory: np.ndarray, lanes: int, register: int, seed: i
             for index in itertools.product(*map(range, counts)):
                 target0.write(index, np.zeros(lanes))
         case Function.WIDE:
-            ranges, words = [0] * wide.RANGES, state.words[get("microprogram"):]
+            ranges, words = [0] * microprogram.RANGES, state.words[get("microprogram"):]
             for index in itertools.product(*map(range, counts)):
                 inputs = {0: source0.read(index)}
                 if get("enable") & 1:
@@ -164,7 +164,7 @@ def execute(fields: dict, memory: np.ndarray, lanes: int, register: int, seed: i
                 for number, vector in inputs.items():
                     for lane, value in zip(state.lanes, vector.tolist(), strict=True):
                         lane[number] = value
-                for vector in wide.run(words, state.lanes, state.scalars, ranges):
+                for vector in microprogram.run(words, state.lanes, state.scalars, ranges):
                     target0.write(index, np.array(vector))
             for k in range(get("ranges")):
                 state.scalars[get("range_register") + k] = ranges[k].bit_length()
