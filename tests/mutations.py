@@ -67,7 +67,6 @@ WORDS = _hw("random_words.py::test_random_traversals_and_keys")
 WIDE = _hw("wide.py::test_every_operation_on_edges[tiny]")
 PASSES = _hw("vector.py::test_forward_requantize_relu_pool_and_back[none-Rounding.NEAREST]")
 UPDATE = _hw("vector.py::test_wage_update_of_tiled_weights[3-64-5000]")
-COMPUTES = "test_programs_compute_what_golden_computes"
 PROGRAMS, DFP = f"tests/sim/test_programs.py::{COMPUTES}", f"tests/sim/test_dfp.py::{COMPUTES}"
 NITI_MLP, NITI = f"{PROGRAMS}[niti-mlp-8-1-options2]", f"{PROGRAMS}[niti-tiny-cnn-5-1-options4]"
 WAGE_MLP, WAGE = f"{PROGRAMS}[wage-mlp-8-1-options0]", f"{PROGRAMS}[wage-tiny-cnn-5-5-options1]"
@@ -117,9 +116,12 @@ MUTATIONS = (
              "settings.mask & (other < 0)", (PASSES,)),
     Mutation("unpooling by columns", "hw/lanes.py", "Cat(~nest.at_first[4], ~nest.at_first[2])",
              "Cat(~nest.at_first[2], ~nest.at_first[4])", (PASSES,)),
-    Mutation("alignment rounds down", "hw/wide.py", "(shifted[i][0] & right[i] & (op == WideOperation.ROUND))", "0",
-             (WIDE,)),
-    Mutation("gate opens at zero", "hw/wide.py", "Mux(b[i] > 0, a[i], 0)", "Mux(b[i] >= 0, a[i], 0)", (WIDE,)),
+    Mutation("alignment rounds down", "hw/wide_lane.py", "right & ~vanishes & shifted[0]", "0", (WIDE,)),
+    Mutation("gate opens at zero", "hw/wide_lane.py", "(op == WideOperation.GATE) & (b <= 0)",
+             "(op == WideOperation.GATE) & (b < 0)", (WIDE,)),
+    Mutation("vectors overtake the last results", "hw/wide.py",
+             "~Cat(stage.valid & stage.writes for stage in stages).any()", "1",
+             (_hw("wide.py::test_random_programs_over_loops[none]"),)),
     Mutation("root of a square", "hw/isqrt.py", "fits = ~difference[-1]", "fits = ~difference[-1] & difference.any()",
              (_hw("divider.py::test_square_root_every_operand"),)),
     Mutation("softmax table entry", "hw/softmax.py", "round(2 ** (16 - f / OCTAVE)) for f",
