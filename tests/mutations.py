@@ -67,6 +67,7 @@ WORDS = _hw("random_words.py::test_random_traversals_and_keys")
 WIDE = _hw("wide.py::test_every_operation_on_edges[tiny]")
 PASSES = _hw("vector.py::test_forward_requantize_relu_pool_and_back[none-Rounding.NEAREST]")
 UPDATE = _hw("vector.py::test_wage_update_of_tiled_weights[3-64-5000]")
+COMPUTES = "test_programs_compute_what_golden_computes"
 PROGRAMS, DFP = f"tests/sim/test_programs.py::{COMPUTES}", f"tests/sim/test_dfp.py::{COMPUTES}"
 NITI_MLP, NITI = f"{PROGRAMS}[niti-mlp-8-1-options2]", f"{PROGRAMS}[niti-tiny-cnn-5-1-options4]"
 WAGE_MLP, WAGE = f"{PROGRAMS}[wage-mlp-8-1-options0]", f"{PROGRAMS}[wage-tiny-cnn-5-5-options1]"
