@@ -83,7 +83,7 @@ class ProductEngine(wiring.Component):
         m.submodules.decode = decode = DescriptorRegister(Opcode.PRODUCT)
         m.submodules.buffer_a = buffer_a = OperandBuffer(config, config.rows)
         m.submodules.buffer_b = buffer_b = OperandBuffer(config, config.columns)
-        m.submodules.weights = weights = WeightRing(config)
+        m.submodules.weight_ring = weights = WeightRing(config)
         m.submodules.array = array = SystolicArray(config, result_control(config))
         m.submodules.accumulator = accumulator = Accumulator(config)
         m.submodules.store = store = Store(config)

@@ -28,6 +28,8 @@ from golden.rounding import Rounding
 from .accumulator import Accumulator
 from .array import SystolicArray
 from .config import CoreConfig
+from .core import READERS, WRITERS
+from .counters import COUNTERS
 from .divider import Divider
 from .feeder import Feeder
 from .fold import Fold
@@ -41,8 +43,11 @@ from .pool import MaxPool
 from .product import ProductEngine
 from .random_words import RandomWords
 from .range_detector import RangeDetector
+from .read_port import ReadPort
+from .registers import Registers
 from .round_shift import RoundShift
 from .scalar import ScalarUnit
+from .sequencer import Sequencer
 from .softmax import Softmax
 from .store import Store
 from .top import Top
@@ -52,6 +57,7 @@ from .vector_writer import VectorWriter
 from .weight_ring import WeightRing
 from .wide import WideLanes
 from .wide_lane import WideLane
+from .write_port import WritePort
 
 __all__ = ["DESIGNS", "DEVICES", "SynthesisError", "ArrayWithLanes", "run", "table"]
 
@@ -97,6 +103,10 @@ def _rounding(rules, target_bits, *, flags=False):
 
 DESIGNS = {
     "array": lambda config: SystolicArray(config, CONTROL), "array+lanes": ArrayWithLanes, "core": Top,
+    # Control and ports of the core.
+    "sequencer": Sequencer, "registers": lambda config: Registers(config, len(COUNTERS)),
+    "read-port": lambda config: ReadPort(config, list(READERS.values())),
+    "write-port": lambda config: WritePort(config, len(WRITERS)),
     # Product engine and its units.
     "product-engine": ProductEngine, "operand-buffer": lambda config: OperandBuffer(config, config.rows),
     "weight-ring": WeightRing, "feeder": Feeder, "fold": Fold, "accumulator": Accumulator, "store": Store,
