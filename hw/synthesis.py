@@ -28,8 +28,7 @@ from golden.rounding import Rounding
 from .accumulator import Accumulator
 from .array import SystolicArray
 from .config import CoreConfig
-from .core import READERS, WRITERS
-from .counters import COUNTERS
+from .core import COUNTERS, READERS, WRITERS
 from .divider import Divider
 from .feeder import Feeder
 from .fold import Fold
