@@ -19,8 +19,9 @@ TREE_RADIX = 16
 class ArrayRow(wiring.Component):
     """One row of elements. Everything that comes in at the left moves one element to the right per cycle.
 
-    Element j: shadow -> weight -> product -> sum, a register each. One component per row, because one per
-    element multiplies the simulation's build time.
+    Element j: shadow -> weight -> product -> addend -> sum -> shown, a register each. Operand, weight and product
+    are the registers inside a DSP block, the addend is the first one outside. One component per row, because one
+    per element multiplies the simulation's build time.
 
     Parameters
     ----------
@@ -30,13 +31,14 @@ class ArrayRow(wiring.Component):
     ----------
     left : In(signed(8))  left operand of element 0.
     load : In(1)  arrives with ``left``: the element takes its shadow as its weight.
-    restart, chain : In(1)  arrive one cycle after ``left``. chain: add to the sum of the row above; otherwise
+    restart, chain : In(1)  arrive two cycles after ``left``. chain: add to the sum of the row above; otherwise
         restart: add to zero; otherwise add to the own sum. restart also shows the old sum.
     shift, weight : In(1), In(signed(8))  moves the shadows one element to the right; ``weight`` enters.
     shift_down : In(columns)  moves the shadow of the row above into this row (``shift`` wins).
     shadow_above, sum_above : In  array of signed bytes, signed(32) per column; from the row above.
     shadow, sum : Out  the same, to the row below.
-    shown : Out(signed(32)).array(columns)  the sum as it was before ``restart``, at any other time 0.
+    shown : Out(signed(32)).array(columns)  one cycle later than the sum: the sum as it was before ``restart``, at
+        any other time 0.
     """
 
     def __init__(self, columns: int):
@@ -60,11 +62,14 @@ class ArrayRow(wiring.Component):
         # The outputs are registers with a reset: yosys then finds the synchronous reset of `shown` as well.
         operand, weight = register("operand", lanes), register("weight", lanes)
         shadow = self.shadow
-        restart, chain = register("restart", columns), register("chain", columns)
-        waiting, load, show = register("waiting", columns - 1), Signal(columns), Signal(columns)
-        m.d.comb += [load.eq(Cat(self.load, waiting)), show.eq(Cat(self.restart, restart))]
-        m.d.sync += [waiting.eq(load), restart.eq(show), chain.eq(Cat(self.chain, chain)),
-                     operand.eq(Cat(self.left, operand))]
+        # Elements on a diagonal of the array have the same control bits in the same cycle. `keep` makes synthesis leave
+        # each its own (see hw/synthesis.py): a shared one would have readers all over the array.
+        waiting, no_restart, chain = (Signal(bits, name=name, reset_less=True, attrs={"keep": 1}) for name, bits in
+                                      (("waiting", columns - 1), ("no_restart", columns), ("chain", columns)))
+        load = Signal(columns)
+        m.d.comb += load.eq(Cat(self.load, waiting))
+        m.d.sync += [waiting.eq(load), no_restart.eq(Cat(~self.restart, no_restart)),
+                     chain.eq(Cat(self.chain, chain)), operand.eq(Cat(self.left, operand))]
 
         def merge(select, chosen, other):
             return Cat(Mux(select[j], chosen[j], other[j]) for j in range(columns))
@@ -82,19 +87,20 @@ class ArrayRow(wiring.Component):
         with m.Elif(load.any()):
             m.d.sync += weight.eq(merge(load, shadow, weight))
         for j in range(columns):
-            product, total, total_above = register(f"product{j}", signed(16)), self.sum[j], self.sum_above[j]
-            m.d.sync += product.eq(operand[j] * weight[j])
+            product, addend = (register(f"{name}{j}", signed(16)) for name in ("product", "addend"))
+            total, total_above = self.sum[j], self.sum_above[j]
+            m.d.sync += [product.eq(operand[j] * weight[j]), addend.eq(product)]
             base, following = (Signal(signed(SUM_BITS), name=f"{name}{j}") for name in ("base", "following"))
             with m.If(chain.all()):
                 m.d.comb += base.eq(total_above)
-            with m.Elif(chain.any() | restart.any()):
-                m.d.comb += base.eq(Mux(chain[j], total_above, Mux(restart[j], 0, total)))
+            with m.Elif(chain.any() | ~no_restart.all()):
+                m.d.comb += base.eq(Mux(chain[j], total_above, Mux(no_restart[j], total, 0)))
             with m.Else():
                 m.d.comb += base.eq(total)
-            m.d.comb += following.eq(base + product)
+            m.d.comb += following.eq(base + addend)
             # A second register with a synchronous reset costs less than a gate behind the first: 54 instead of
             # 61 LUT4 per element (ECP5, 8x8).
-            m.d.sync += [total.eq(following), self.shown[j].eq(Mux(show[j], following, 0))]
+            m.d.sync += [total.eq(following), self.shown[j].eq(Mux(no_restart[j], 0, total))]
         return m
 
 
@@ -164,12 +170,12 @@ class SystolicArray(wiring.Component):
     @property
     def settle(self) -> int:
         """Cycles from the last input to the first one in which the mode may change."""
-        return self.rows + self.columns + 2
+        return self.rows + self.columns + 3
 
     def latency(self, mode: Mode) -> int:
         """Cycles from an input vector (GRADIENT: a boundary) to its first result on column 0."""
-        # operand delay, operand or restart, product or sum; in weight-stationary modes one per row as well.
-        return 3 + self.tree_stages + (0 if Mode(mode) is Mode.GRADIENT else self.rows)
+        # operand delay, operand, product, addend or restart, sum or shown; in weight-stationary modes one per row too.
+        return 5 + self.tree_stages + (0 if Mode(mode) is Mode.GRADIENT else self.rows)
 
     def elaborate(self, platform):
         m = Module()
@@ -205,18 +211,18 @@ class SystolicArray(wiring.Component):
         shift_down = Cat(self.shift & error, delay(self.shift & error, columns - 1, "shift_down")) \
             | gradient.replicate(columns)
         load = delay(self.boundary | gradient, rows, "load")
-        restart = delay(self.boundary & gradient, rows + 1, "restart")
-        chain = delay(~gradient, rows + 1, "chain")
+        restart = delay(self.boundary & gradient, rows + 2, "restart")
+        chain = delay(~gradient, rows + 2, "chain")
 
         shadow, total, shown = Cat(top), [0] * columns, []
         for i in range(rows):
             row = ArrayRow(columns)
             m.submodules[f"row{i}"] = row
             # The bottom row's sums are results: it shows them throughout in weight-stationary modes.
-            show_always = chain[i + 1] if i == rows - 1 else 0
+            show_always = chain[i + 2] if i == rows - 1 else 0
             m.d.comb += [row.left.eq(left[i]), row.weight.eq(weight[i]), row.shift.eq(shift_right[i]),
                          row.shift_down.eq(shift_down), row.load.eq(load[i]),
-                         row.restart.eq(restart[i + 1] | show_always), row.chain.eq(chain[i + 1])]
+                         row.restart.eq(restart[i + 2] | show_always), row.chain.eq(chain[i + 2])]
             m.d.comb += row.shadow_above.eq(shadow)
             m.d.comb += [row.sum_above[j].eq(total[j]) for j in range(columns)]
             shadow, total = row.shadow, row.sum

@@ -43,7 +43,7 @@ class RoundShift(wiring.Component):
     clipped, positive : Out(lanes), with ``flags``, beside ``o``: abs(x) exceeds limit * 2**shift (equality does not);
         x is above 0.
 
-    All inputs belong to the vector presented with them. Latency: 4 enabled cycles (``RoundShift.latency``).
+    All inputs belong to the vector presented with them. Latency: 6 enabled cycles (``RoundShift.latency``).
 
     How it works. Every rule is sign-magnitude: with A = abs(x), the magnitude of the result is (A >> shift) + up.
     Rotating A right by ``shift`` modulo N (N = 32 or 64 bits) leaves the quotient in the low bits and the discarded
@@ -63,7 +63,7 @@ class RoundShift(wiring.Component):
     ====================  =====================================================================
     """
 
-    latency = 4
+    latency = 6
 
     def __init__(self, lanes: int, roundings, *, width: int = 32, target_bits: tuple[int, ...] = (8,),
                  flags: bool = False):
@@ -105,146 +105,167 @@ class RoundShift(wiring.Component):
         has = {rule: rule in self.roundings for rule in Rounding}
         has_psr, has_magnitude = has[Rounding.PSEUDO_STOCHASTIC], has[Rounding.STOCHASTIC_MAGNITUDE]
 
-        def stage(name, value):
+        def stage(name, value, **options):
             """`value` one enabled cycle later."""
-            register = Signal(value.shape(), name=name)
+            register = Signal(value.shape(), name=name, **options)
             with m.If(self.enable):
                 m.d.sync += register.eq(value)
             return register
 
-        valid = self.i_valid
-        for k in range(self.latency):
-            valid = stage(f"valid{k + 1}", valid)
-        m.d.comb += self.o_valid.eq(valid)
+        def later(name, value, first, last):
+            """`value`, valid in stage `first`, as stages `first` to `last` have it."""
+            line = {first: value}
+            for k in range(first, last):
+                line[k + 1] = stage(f"{name}{k + 1}", line[k])
+            return line
+
+        def above(bound, bits, name):
+            """Bit k: bound > k, so the mask 2**bound - 1."""
+            mask = Signal(bits, name=name)
+            m.d.comb += mask.eq(Cat(bound > k for k in range(bits)))
+            return mask
+
+        m.d.comb += self.o_valid.eq(later("valid", self.i_valid, 0, self.latency)[self.latency])
 
         # What the rule selects, decoded once for all lanes.
-        selected = {}
+        rule1 = {}
         for rule in Rounding:
-            if not has[rule]:
-                selected[rule] = Const(0)
-            elif len(self.roundings) == 1:
-                selected[rule] = Const(1)
+            if not has[rule] or len(self.roundings) == 1:
+                rule1[rule] = Const(has[rule])
             else:
-                selected[rule] = Signal(name=f"is_{rule.name.lower()}")
-                m.d.comb += selected[rule].eq(self.rounding == rule.code)
-        rule1 = {rule: stage(f"{rule.name.lower()}1", s) if isinstance(s, Signal) else s
-                 for rule, s in selected.items()}
+                rule1[rule] = stage(f"{rule.name.lower()}1", self.rounding == rule.code)
+        psr1, magnitude1 = rule1[Rounding.PSEUDO_STOCHASTIC], rule1[Rounding.STOCHASTIC_MAGNITUDE]
+        psr2 = stage("pseudo_stochastic2", psr1)
+        even = later("half_even", rule1[Rounding.HALF_EVEN] & Const(1), 1, 3)
+        target = later("target", self.target, 0, 5)
+        left = later("left", self.shift[-1], 0, 4)
 
-        # Masks of stage 3, from the shift alone.
-        shift1, target1 = stage("shift1", self.shift), stage("target1", self.target)
-        rotation1 = shift1[:log]
-        kept = Signal(word)       # the low bits of the rotated word that did not wrap round
-        m.d.comb += kept.eq(Const(-1, signed(word + 1)).as_unsigned()[:word] >> rotation1)
+        # Masks of stage 2 for the fields of PSEUDO_STOCHASTIC and STOCHASTIC_MAGNITUDE, and the one of stage 3. Left
+        # shifts use none of them.
+        shift1, odd1 = stage("shift1", self.shift), stage("odd1", self.shift[0])
+        low_shift1 = stage("low_shift1", above(self.shift[:6], 64, "low_shift"))   # 2**shift - 1
+        low_half1, upper_mask1 = low_shift1[1::2], low_shift1[:word:2]   # for half and for ceil(shift / 2)
+        upper_mask2 = stage("upper_mask2", upper_mask1)
+
+        # Masks of stage 4, from the shift alone.
+        wrapped1 = stage("wrapped1", above(self.shift[:log], word, "wrapped"))
+        kept = wrapped1[::-1]     # the low bits of the rotated word that did not wrap round are 0 in it
         segment = shift1 >> log   # -1: left shift below N; 0: right shift below N; 1: N to 2N - 1
         whole_mask, fraction_mask, rest_mask = Signal(word), Signal(word), Signal(word)
         with m.Switch(segment):
             with m.Case(-1):
-                m.d.comb += [whole_mask.eq(~kept), rest_mask.eq(kept)]
+                m.d.comb += [whole_mask.eq(kept), rest_mask.eq(~kept)]
             with m.Case(0):
-                m.d.comb += [whole_mask.eq(kept), fraction_mask.eq(~kept)]
+                m.d.comb += [whole_mask.eq(~kept), fraction_mask.eq(kept)]
             with m.Case(1):
-                m.d.comb += [fraction_mask.eq(kept), rest_mask.eq(~kept)]
+                m.d.comb += [fraction_mask.eq(~kept), rest_mask.eq(kept)]
             with m.Default():     # -2: everything overflows
                 m.d.comb += rest_mask.eq(~0)
-        whole_mask, fraction_mask = stage("whole_mask2", whole_mask), stage("fraction_mask2", fraction_mask)
-        rest_mask, left2 = stage("rest_mask2", rest_mask), stage("left2", shift1[-1])
-        target2 = stage("target2", target1)
-        target3 = stage("target3", target2)
-
-        # Masks of stage 2 for the fields of PSEUDO_STOCHASTIC and STOCHASTIC_MAGNITUDE.
-        half = shift1[1:6]
-        odd = shift1[0] & ~shift1[-1]
-        low_half = ((Const(1, 33) << half) - 1)[:32]                          # 2**half - 1
-        upper_mask = Mux(shift1[-1], 0, (low_half << odd) | odd)[:word // 2]  # 2**ceil(shift / 2) - 1
-        low_shift = ((Const(1, 65) << shift1[:6]) - 1)[:word]
-
-        psr1, magnitude1 = rule1[Rounding.PSEUDO_STOCHASTIC], rule1[Rounding.STOCHASTIC_MAGNITUDE]
-        is_alternative = stage("is_alternative2", (psr1 | magnitude1) & ~shift1[-1])
-        is_even2 = stage("is_half_even2", rule1[Rounding.HALF_EVEN] & Const(1))
+        alternative1 = (psr1 | magnitude1) & ~left[1]
+        is_alternative3 = later("is_alternative", alternative1, 1, 3)[3]
+        with m.If(alternative1):  # its comparison has no sticky bit; it never shifts left
+            m.d.comb += rest_mask.eq(0)
+        whole_mask, fraction_mask, rest_mask = (later(f"{name}_mask", mask, 1, 3)[3] for name, mask in (
+            ("whole", whole_mask), ("fraction", fraction_mask), ("rest", rest_mask)))
 
         largest = max(self.target_bits)
+        fine = log // 2           # bits of the rotation in stage 2; the others are stage 3's
         for i in range(self.lanes):
             # Stage 1: magnitude.
             x = self.x[i]
-            a1 = stage(f"a1_{i}", Mux(x < 0, -x, x)[:self.width])
-            negative1 = stage(f"negative1_{i}", x[-1])
+            sign = x[-1]
+            a1 = stage(f"a1_{i}", ((x ^ sign.replicate(self.width)) + sign)[:self.width])
+            negative = later(f"negative_{i}_", sign, 0, 5)
             draw1 = stage(f"draw1_{i}", self.draw[i]) if self.needs_draw else None
+            # Shift amounts of the lane's own: shared, they would have hundreds of readers far apart. `keep` makes
+            # synthesis leave the copies alone (see hw/synthesis.py).
+            own1 = stage(f"own_shift1_{i}", self.shift, attrs={"keep": 1})
+            own2 = stage(f"own_shift2_{i}", own1, attrs={"keep": 1})
 
-            # Stage 2: rotate; thresholds that do not need the quotient.
+            # Stage 2: rotate by the low bits of the shift; thresholds that do not need the quotient.
             padded = Cat(a1, Const(0, word - self.width)) if self.width < word else a1
-            rotated = stage(f"rotated2_{i}", (Cat(padded, padded) >> rotation1)[:word])
-            below, exact = (1 << (word - 1)) - 1, 1 << (word - 1)
+            rotated2 = stage(f"rotated2_{i}", (Cat(padded, padded) >> own1[:fine])[:word])
+            just_below, exact = (1 << (word - 1)) - 1, 1 << (word - 1)
             threshold, low = Signal(word, name=f"threshold_{i}"), Signal(name=f"threshold_low_{i}")
-            alternative = Signal(word, name=f"alternative_{i}")
             m.d.comb += [threshold.eq(~0), low.eq(1)]      # never exceeded
             with m.If(rule1[Rounding.NEAREST]):
-                m.d.comb += threshold.eq(below)
+                m.d.comb += threshold.eq(just_below)
             if has[Rounding.HALF_UP]:
                 with m.If(rule1[Rounding.HALF_UP]):
-                    m.d.comb += [threshold.eq(Mux(negative1, exact, below)), low.eq(~negative1)]
+                    m.d.comb += [threshold.eq(Mux(negative[1], exact, just_below)), low.eq(~negative[1])]
             if has[Rounding.STOCHASTIC]:
                 with m.If(rule1[Rounding.STOCHASTIC]):
-                    m.d.comb += [threshold.eq((draw1 ^ (~negative1).replicate(32)) << (word - 32)),
-                                 low.eq(~negative1)]
+                    m.d.comb += [threshold.eq((draw1 ^ (~negative[1]).replicate(32)) << (word - 32)),
+                                 low.eq(~negative[1])]
             if has[Rounding.STOCHASTIC_16]:
                 with m.If(rule1[Rounding.STOCHASTIC_16]):
                     m.d.comb += [threshold.eq(draw1[:16] << (word - 16)), low.eq(0)]
+            field = Signal(word, name=f"field_{i}")
             if has_magnitude:
                 with m.If(magnitude1):
-                    m.d.comb += [threshold.eq(draw1), low.eq(0), alternative.eq(padded & low_shift)]
+                    m.d.comb += [threshold.eq(draw1), low.eq(0), field.eq(padded & low_shift1[:word])]
             if has_psr:
                 with m.If(psr1):
-                    lower = (padded & low_half) << odd
-                    upper = (padded >> half)[:word // 2] & upper_mask
-                    m.d.comb += [threshold.eq(lower), low.eq(0), alternative.eq(upper)]
-            threshold, low = stage(f"threshold2_{i}", threshold), stage(f"threshold_low2_{i}", low)
-            alternative2 = stage(f"alternative2_{i}", alternative) if has_psr or has_magnitude else Const(0, word)
-            negative2 = stage(f"negative2_{i}", negative1)
+                    m.d.comb += [threshold.eq((padded & low_half1) << odd1), low.eq(0),
+                                 field.eq(padded >> own1[1:3])]
+            threshold2, low2 = stage(f"threshold2_{i}", threshold), stage(f"threshold_low2_{i}", low)
 
-            # Stage 3: quotient, range check, and the one comparison.
-            rest = (rotated & rest_mask).any()
-            whole = Signal(word, name=f"whole_{i}")
-            m.d.comb += whole.eq(rotated & whole_mask)
-            discarded = Mux(is_alternative, alternative2, rotated & fraction_mask)
-            sticky = rest & ~is_alternative
-            parity = whole[0]
+            # Stage 3: rotate by the high bits of the shift.
+            rotated = stage(f"rotated3_{i}", (Cat(rotated2, rotated2) >> Cat(Const(0, fine), own2[fine:log]))[:word])
+            threshold, low = stage(f"threshold3_{i}", threshold2), stage(f"threshold_low3_{i}", low2)
+            if has_psr or has_magnitude:
+                field2 = stage(f"field2_{i}", field)
+                upper = (field2 >> Cat(Const(0, 2), own2[3:6]))[:word // 2] & upper_mask2
+                if has_magnitude:
+                    alternative = stage(f"alternative3_{i}", Mux(psr2, upper, field2))
+                else:
+                    alternative = stage(f"alternative3_{i}", upper)
+            else:
+                alternative = Const(0, word)
+
+            # Stage 4: the parts of the rotated word.
+            whole = stage(f"whole4_{i}", rotated & whole_mask)
+            sticky = stage(f"sticky4_{i}", (rotated & rest_mask).any())
+            discarded = stage(f"discarded4_{i}", Mux(is_alternative3, alternative, rotated & fraction_mask))
             if has[Rounding.HALF_EVEN]:
-                threshold = Mux(is_even2, Cat(parity.replicate(word - 1), ~parity), threshold)
-                low = Mux(is_even2, parity, low)
-            above = Signal(name=f"above_{i}")
-            m.d.comb += above.eq(Cat(sticky, discarded) > Cat(low, threshold))
-            up = stage(f"up3_{i}", above & ~left2)
+                parity = rotated[0] & whole_mask[0]
+                threshold = Mux(even[3], Cat(parity.replicate(word - 1), ~parity), threshold)
+                low = Mux(even[3], parity, low)
+            threshold, low = stage(f"threshold4_{i}", threshold), stage(f"threshold_low4_{i}", low)
+
+            # Stage 5: the one comparison, and the range check.
+            exceeded = Signal(name=f"exceeded_{i}")
+            # The sign of a difference is one carry chain; yosys makes more of the operator `>`.
+            m.d.comb += exceeded.eq((Cat(low, threshold) - Cat(sticky, discarded))[-1])
+            up = stage(f"up5_{i}", exceeded & ~left[4])
             full = Signal(name=f"full_{i}")
-            with m.Switch(target2):
+            with m.Switch(target[4]):
                 for k, bits in enumerate(self.target_bits):
                     with m.Case(k):
-                        m.d.comb += full.eq(whole[bits - 1:].any() | whole[:bits - 1].all() | (left2 & rest))
-            full3 = stage(f"full3_{i}", full)
-            whole3 = stage(f"whole3_{i}", whole[:largest - 1])
-            negative3 = stage(f"negative3_{i}", negative2)
+                        m.d.comb += full.eq(whole[bits - 1:].any() | whole[:bits - 1].all() | (left[4] & sticky))
+            full5 = stage(f"full5_{i}", full)
+            whole5 = stage(f"whole5_{i}", whole[:largest - 1])
 
             if self.flags:
                 beyond = Signal(name=f"beyond_{i}")
-                some = (rotated & ~whole_mask).any()       # a fraction, or what a left shift pushed out
-                with m.Switch(target2):
+                some = stage(f"some4_{i}", (rotated & ~whole_mask).any())  # a fraction, or what a left shift pushed out
+                with m.Switch(target[4]):
                     for k, bits in enumerate(self.target_bits):
                         with m.Case(k):
                             m.d.comb += beyond.eq(whole[bits - 1:].any()
-                                                  | (some & (left2 | whole[:bits - 1].all())))
-                positive = ~negative2 & rotated.any()
-                m.d.comb += [
-                    self.clipped[i].eq(stage(f"clipped_{i}", stage(f"clipped3_{i}", beyond))),
-                    self.positive[i].eq(stage(f"positive_{i}", stage(f"positive3_{i}", positive))),
-                ]
+                                                  | (some & (left[4] | whole[:bits - 1].all())))
+                positive = ~negative[3] & rotated.any()
+                m.d.comb += [self.clipped[i].eq(later(f"clipped_{i}_", beyond, 4, 6)[6]),
+                             self.positive[i].eq(later(f"positive_{i}_", positive, 3, 6)[6])]
 
-            # Stage 4: -(w + up) = ~w + not up, so one adder serves both signs.
-            sign = negative3.replicate(largest)
-            rounded = ((whole3 ^ sign) + (negative3 ^ up))[:largest]
+            # Stage 6: -(w + up) = ~w + not up, so one adder serves both signs.
+            minus = negative[5]
+            rounded = ((whole5 ^ minus.replicate(largest)) + (minus ^ up))[:largest]
             limit = Signal(signed(largest), name=f"limit_{i}")
-            with m.Switch(target3):
+            with m.Switch(target[5]):
                 for k, bits in enumerate(self.target_bits):
                     with m.Case(k):
                         bound = (1 << (bits - 1)) - 1
-                        m.d.comb += limit.eq(Mux(negative3, -bound, bound))
-            m.d.comb += self.o[i].eq(stage(f"o_{i}", Mux(full3, limit.as_unsigned(), rounded)))
+                        m.d.comb += limit.eq(Mux(minus, -bound, bound))
+            m.d.comb += self.o[i].eq(stage(f"o_{i}", Mux(full5, limit.as_unsigned(), rounded)))
         return m

@@ -30,6 +30,7 @@ from .array import SystolicArray
 from .config import CoreConfig
 from .core import COUNTERS, READERS, WRITERS
 from .divider import Divider
+from .dsp_registers import absorb_registers
 from .feeder import Feeder
 from .fold import Fold
 from .isqrt import SquareRoot
@@ -125,6 +126,8 @@ DESIGNS = {
     "wide-lane": lambda config: WideLane(),
     "divider": lambda config: Divider(BITS, BITS), "square-root": lambda config: SquareRoot(32),
 }
+# Registers with the attribute `keep` stay apart, although another has the same value: yosys heeds it at cells alone.
+KEEP = "proc; setattr -set keep 1 a:keep %ci1 t:$dff %i"
 DEVICES = {
     "ecp5": "synth_ecp5 -noabc9",
     "xc7": "synth_xilinx -family xc7 -noiopad",
@@ -175,6 +178,15 @@ def _cells(statistics_file: Path, top: str) -> dict[str, int]:
     return dict(sorted(cells.items()))
 
 
+def _absorb(file: Path) -> int:
+    """Use the multipliers' registers in a netlist; returns the flip-flops saved."""
+    netlist = json.loads(file.read_text())
+    saved = absorb_registers(netlist)
+    if saved:
+        file.write_text(json.dumps(netlist))
+    return saved
+
+
 def grouped(cells: dict[str, int]) -> dict[str, int]:
     """Cells by kind; a kind that the device spells several ways is summed."""
     return {group: sum(count for name, count in cells.items() if re.fullmatch(pattern, name))
@@ -193,12 +205,14 @@ def run(design: str, config: CoreConfig, device: str, out: Path, *, seeds=(1, 2,
     folder = (Path(out) / name).resolve()
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "design.v").write_text(verilog.convert(DESIGNS[design](config), name="design"))
-    script = (f"read_verilog design.v; {DEVICES[device]} -top design -json netlist.json; "
+    script = (f"read_verilog design.v; {KEEP}; {DEVICES[device]} -top design -json netlist.json; "
               "tee -q -o cells.json stat -json")
     started = time.monotonic()
     log(f"{name}: synthesis")
     _call([yosys, "-q", "-p", script], folder / "yosys.log", folder / "cells.json")
     cells = _cells(folder / "cells.json", "design")
+    if device == "ecp5":
+        cells["TRELLIS_FF"] = cells.get("TRELLIS_FF", 0) - _absorb(folder / "netlist.json")
     result = {"design": design, "core": config.name, "rows": config.rows, "columns": config.columns,
               "device": device, "cells": cells, **grouped(cells), "yosys": _version(yosys), "script": script,
               "seconds": round(time.monotonic() - started)}

@@ -79,20 +79,20 @@ RESIDUAL = f"{DFP}[tiny-block-2-2-options4]"
 # The arithmetic is in hw; what each method makes of it, and in which order, in sim.
 MUTATIONS = (
     # Rounding and ranges.
-    Mutation("half-up for half-even", "hw/round_shift.py", "parity = whole[0]", "parity = ~negative2",
+    Mutation("half-up for half-even", "hw/round_shift.py", "rotated[0] & whole_mask[0]", "~negative[3]",
              (f"{ROUND}[half_even]",)),
-    Mutation("half-even ties to odd", "hw/round_shift.py", "parity = whole[0]", "parity = ~whole[0]",
+    Mutation("half-even ties to odd", "hw/round_shift.py", "rotated[0] & whole_mask[0]", "~rotated[0]",
              (f"{ROUND}[half_even]",)),
     Mutation("stochastic rounding of magnitudes", "hw/round_shift.py",
-             "threshold.eq((draw1 ^ (~negative1).replicate(32)) << (word - 32)),\n"
-             "                                 low.eq(~negative1)]",
+             "threshold.eq((draw1 ^ (~negative[1]).replicate(32)) << (word - 32)),\n"
+             "                                 low.eq(~negative[1])]",
              "threshold.eq((~draw1)[:32] << (word - 32)), low.eq(1)]", (f"{ROUND}[stochastic]",)),
-    Mutation("pseudo-stochastic keeps ties", "hw/round_shift.py", "threshold.eq(lower), low.eq(0)",
-             "threshold.eq(lower), low.eq(1)", (f"{ROUND}[pseudo_stochastic]",)),
-    Mutation("saturation to -128", "hw/round_shift.py", "Mux(negative3, -bound, bound)",
-             "Mux(negative3, -bound - 1, bound)", (f"{ROUND}[nearest]",)),
-    Mutation("zero counts as positive", "hw/round_shift.py", "positive = ~negative2 & rotated.any()",
-             "positive = ~negative2", (_hw("round_shift.py::test_flags_tell_what_left_the_range"),)),
+    Mutation("pseudo-stochastic keeps ties", "hw/round_shift.py", "<< odd1), low.eq(0)",
+             "<< odd1), low.eq(1)", (f"{ROUND}[pseudo_stochastic]",)),
+    Mutation("saturation to -128", "hw/round_shift.py", "Mux(minus, -bound, bound)",
+             "Mux(minus, -bound - 1, bound)", (f"{ROUND}[nearest]",)),
+    Mutation("zero counts as positive", "hw/round_shift.py", "positive = ~negative[3] & rotated.any()",
+             "positive = ~negative[3]", (_hw("round_shift.py::test_flags_tell_what_left_the_range"),)),
     Mutation("ceil for the sqrt(2) rule", "hw/scalar.py", "length - (normal < SQRT2)", "length - (normal == 1 << 31)",
              (f"{EDGES}[8]",)),
     Mutation("bit length for ceil_log2", "hw/scalar.py", "result.eq(length - (normal == 1 << 31))",

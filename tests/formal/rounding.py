@@ -150,25 +150,25 @@ class HoldProof(Elaboratable):
         return m
 
 
-_BELOW = "below, exact = (1 << (word - 1)) - 1, 1 << (word - 1)"
+_BELOW = "just_below, exact = (1 << (word - 1)) - 1, 1 << (word - 1)"
 _RULE_FAULTS = {
     Rounding.TRUNCATE: ("[threshold.eq(~0), low.eq(1)]", "[threshold.eq(0), low.eq(1)]"),
     Rounding.NEAREST: (_BELOW, _BELOW.replace(") - 1,", "),")),
-    Rounding.HALF_UP: ("Mux(negative1, exact, below)", "below"),
+    Rounding.HALF_UP: ("Mux(negative[1], exact, just_below)", "just_below"),
     Rounding.HALF_EVEN: ("Cat(parity.replicate(word - 1), ~parity)", "Cat(Const(0, word - 1), Const(1, 1))"),
-    Rounding.PSEUDO_STOCHASTIC: ("lower = (padded & low_half) << odd", "lower = padded & low_half"),
-    Rounding.STOCHASTIC_MAGNITUDE: ("alternative.eq(padded & low_shift)", "alternative.eq(padded)"),
-    Rounding.STOCHASTIC: ("draw1 ^ (~negative1).replicate(32)", "draw1 ^ negative1.replicate(32)"),
+    Rounding.PSEUDO_STOCHASTIC: ("(padded & low_half1) << odd1", "padded & low_half1"),
+    Rounding.STOCHASTIC_MAGNITUDE: ("field.eq(padded & low_shift1[:word])", "field.eq(padded)"),
+    Rounding.STOCHASTIC: ("draw1 ^ (~negative[1]).replicate(32)", "draw1 ^ negative[1].replicate(32)"),
     Rounding.STOCHASTIC_16: ("draw1[:16] << (word - 16)", "draw1[:15] << (word - 16)"),
 }
 
 PROOFS = [
-    *[Proof(f"round_shift/{rule.name.lower()}", lambda rule=rule: RuleProof(rule), 5,
+    *[Proof(f"round_shift/{rule.name.lower()}", lambda rule=rule: RuleProof(rule), 7,
             (Fault(FILE, *_RULE_FAULTS[rule]),),
             quick=rule in (Rounding.NEAREST, Rounding.PSEUDO_STOCHASTIC)) for rule in Rounding],
-    Proof("round_shift/left_shift", LeftShiftProof, 5, (Fault(FILE, " | (left2 & rest))", ")"),)),
-    Proof("round_shift/saturation", SymmetryProof, 5, (Fault(FILE, "whole[:bits - 1].all()", "0"),), quick=True),
-    Proof("round_shift/hold", HoldProof, 8, (
+    Proof("round_shift/left_shift", LeftShiftProof, 7, (Fault(FILE, " | (left[4] & sticky))", ")"),)),
+    Proof("round_shift/saturation", SymmetryProof, 7, (Fault(FILE, "whole[:bits - 1].all()", "0"),), quick=True),
+    Proof("round_shift/hold", HoldProof, 11, (
         Fault(FILE, "            with m.If(self.enable):\n                m.d.sync += register.eq(value)",
               "            m.d.sync += register.eq(value)"),)),
 ]
