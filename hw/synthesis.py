@@ -207,7 +207,7 @@ def run(design: str, config: CoreConfig, device: str, out: Path, *, seeds=(1, 2,
     (folder / "design.v").write_text(verilog.convert(DESIGNS[design](config), name="design"))
     # Without the last steps, which rename every cell: hours for a core.
     script = (f"read_verilog design.v; {KEEP}; {DEVICES[device]} -top design -run begin:check; hierarchy -check; "
-              "check -noinit; write_json netlist.json; tee -q -o cells.json stat -json")
+              "check -noinit; blackbox =A:whitebox; write_json netlist.json; tee -q -o cells.json stat -json")
     started = time.monotonic()
     log(f"{name}: synthesis")
     _call([yosys, "-q", "-p", script], folder / "yosys.log", folder / "cells.json")
