@@ -10,7 +10,7 @@ from __future__ import annotations
 import enum
 from collections.abc import Iterable, Sequence
 
-from amaranth.hdl import Array, Const, Module, Mux, Signal, signed
+from amaranth.hdl import Array, Cat, Module, Mux, Signal, signed
 from amaranth.lib import data, memory, stream, wiring
 from amaranth.lib.wiring import In, Out
 
@@ -190,7 +190,7 @@ class ScalarUnit(wiring.Component):
     command : In stream of SCALAR; ready for one cycle at the end of the command.
     done : Out(1)  pulse with ``ready``: everything the command wrote is acknowledged.
     range : In(range_result)  S[register] = value if clear else max(S[register], value), unsigned; accepted
-        at any time.
+        in every other cycle.
     step : In(32)  what register 63 reads.
     store_enable, store_address, store_word : Out  a command with ``microprogram`` gives the wide lanes its words
         here, one per cycle, instead of running operations.
@@ -199,8 +199,9 @@ class ScalarUnit(wiring.Component):
     exponent, zero_range, illegal : Out(1)  pulses: EXPONENT saturated; NEAREST_LOG2 of 0; unknown operation (it
         writes nothing) or a count above the descriptor's size (nothing runs).
 
-    Throughput: 3 cycles an operation, one more when a range arrives in the first or last of them. The dump
-    takes one cycle per register and one or more per line.
+    Throughput: 3 cycles an operation, 5 for the three that count bits, more while ranges arrive. The dump
+    takes one cycle per register and one or more per line. A range is in its register 4 cycles later; operations wait
+    for that.
     """
 
     def __init__(self, config: CoreConfig):
@@ -233,45 +234,61 @@ class ScalarUnit(wiring.Component):
                 m.d.comb += value.eq(self.step)
             return value
 
-        index = Signal(range(REGISTERS + 1))          # of the operation, or of the register to dump
+        index = Signal(range(REGISTERS + 1))          # of the next operation, or of the register to dump
         operations = Array(command[f"operation{k}"] for k in range(SCALAR_OPERATIONS))
         operation = data.View(data.StructLayout({"op": 6, "dst": 6, "a": 6, "b": 6, "imm": signed(8)}),
-                              Signal(32, name="operation"))
-        m.d.comb += operation.as_value().eq(operations[index])
-        m.d.comb += [self.store_address.eq(command.microprogram_address + index),
-                     self.store_word.eq(operation.as_value())]
+                              Signal(32, name="operation", reset_less=True))
+        fetch = Signal()
+        with m.If(fetch):
+            m.d.sync += operation.as_value().eq(operations[index])
+        m.d.comb += self.store_word.eq(operation.as_value())
+
+        # A range is read-modify-write: arrival, old value, comparison, larger one.
+        arrived, compared, written = (Signal(range_result, name=name) for name in ("arrived", "compared", "written"))
+        old, kept, larger = Signal(32, reset_less=True), Signal(32, reset_less=True), Signal(32)
+        replaces = Signal()
+        m.d.sync += [arrived.eq(self.range), compared.eq(arrived), written.eq(compared), kept.eq(old),
+                     replaces.eq(compared.clear | (compared.value > old))]
+        m.d.comb += larger.eq(Mux(replaces, written.value, kept))
+        pending = self.range.valid | arrived.valid | compared.valid | written.valid
+
         dumping, running = Signal(), Signal()
-        a = read_port("a", Mux(self.range.valid, self.range.register, operation.a))
+        a = read_port("a", Mux(arrived.valid, arrived.register, operation.a))
         b = read_port("b", Mux(dumping, index, operation.b))
         c = read_port("c", Mux(running, operation.imm.as_unsigned()[:6], self.select))
         m.d.comb += self.value.eq(c)
+        m.d.sync += old.eq(Mux(written.valid & (written.register == arrived.register), larger, a))
 
         destination, result, commit = Signal(6), Signal(signed(32)), Signal()
         m.d.comb += [write.addr.eq(destination), write.data.eq(result),
                      write.en.eq(commit & ~destination.matches(ZERO, STEP))]
-        with m.If(self.range.valid):
-            value = self.range.value
-            m.d.comb += [
-                write.addr.eq(self.range.register),
-                write.data.eq(Mux(self.range.clear | (value > a.as_unsigned()), value, a.as_unsigned())),
-                write.en.eq(~self.range.register.matches(ZERO, STEP)),
-            ]
+        with m.If(written.valid):
+            m.d.comb += [write.addr.eq(written.register), write.data.eq(larger),
+                         write.en.eq(~written.register.matches(ZERO, STEP))]
 
-        # First cycle of an operation: operands. Second: sum, choice and normalisation. Third: result.
+        # First cycle of an operation: operands. Second: sum, choice, normalisation begun. Counting bits takes
+        # two cycles more. Last: result.
         operand_a, operand_b, operand_c = Signal(signed(32)), Signal(signed(32)), Signal(signed(32))
-        total, chosen = Signal(signed(33)), Signal(signed(32))
-        normal, length = Signal(32), Signal(6)        # operand a shifted until bit 31 is set; its bit length
+        total, first = Signal(signed(33)), Signal()       # first: a is chosen, not b
+        normal, zeros = Signal(32), Signal(5)         # operand a shifted left until bit 31 is set, and how far
         word = Signal(32)
-        shifted, zeros = operand_a.as_unsigned(), Const(0, 1)
-        for distance in (16, 8, 4, 2, 1):
-            empty = Signal(name=f"top_{distance}_empty")
-            m.d.comb += empty.eq(shifted[32 - distance:] == 0)
-            narrowed = Signal(32, name=f"normal_{distance}")
-            m.d.comb += narrowed.eq(Mux(empty, shifted << distance, shifted))
-            shifted, zeros = narrowed, zeros + Mux(empty, distance, 0)
 
+        def normalised(value, distances):
+            """``value`` shifted left by each distance if that loses no one; the choices, the last lowest."""
+            choices = []
+            for distance in distances:
+                empty = Signal(name=f"top_{distance}_empty")
+                narrowed = Signal(32, name=f"normal_{distance}")
+                m.d.comb += [empty.eq(value[32 - distance:] == 0),
+                             narrowed.eq(Mux(empty, value << distance, value))]
+                value, choices = narrowed, [empty, *choices]
+            return value, Cat(choices)
+
+        length, bits = Signal(6), Signal(6)           # of operand a; what an operation makes of it
+        m.d.comb += length.eq(Mux(normal[-1], 32 - zeros, 0))
         saturated = Signal()
-        m.d.comb += saturated.eq((total > EXPONENT_LIMIT) | (total < -EXPONENT_LIMIT - 1))
+        beyond = total[EXPONENT_LIMIT.bit_length():]            # copies of the sign, if the limit is kept
+        m.d.comb += saturated.eq(beyond.any() & ~beyond.all())
         known = Signal()
         m.d.comb += [known.eq(1), destination.eq(operation.dst)]
         with m.Switch(operation.op):
@@ -280,13 +297,9 @@ class ScalarUnit(wiring.Component):
             with m.Case(Operation.ADD, Operation.SUB, Operation.ADDI):
                 m.d.comb += result.eq(total)
             with m.Case(Operation.MIN, Operation.MAX, Operation.SELECT_ZERO, Operation.SELECT_POSITIVE):
-                m.d.comb += result.eq(chosen)
-            with m.Case(Operation.CEIL_LOG2):
-                m.d.comb += result.eq(length - (normal == 1 << 31))
-            with m.Case(Operation.BIT_LENGTH):
-                m.d.comb += result.eq(length)
-            with m.Case(Operation.NEAREST_LOG2):
-                m.d.comb += result.eq(Mux(length == 0, 0, length - (normal < SQRT2)))
+                m.d.comb += result.eq(Mux(first, operand_a, operand_b))
+            with m.Case(Operation.CEIL_LOG2, Operation.BIT_LENGTH, Operation.NEAREST_LOG2):
+                m.d.comb += result.eq(bits)
             with m.Case(Operation.WORD):
                 m.d.comb += result.eq(word)
             with m.Case(Operation.EXPONENT):
@@ -311,10 +324,11 @@ class ScalarUnit(wiring.Component):
                     with m.Elif(command.enable_load):
                         m.next = "LOAD"
                     with m.Else():
-                        m.next = "OPERANDS"
+                        m.next = "FETCH"
             with m.State("STORE"):
-                m.d.comb += self.store_enable.eq(index != command.count)
-                m.d.sync += index.eq(index + 1)
+                m.d.comb += fetch.eq(1)
+                m.d.sync += [index.eq(index + 1), self.store_enable.eq(index != command.count),
+                             self.store_address.eq(command.microprogram_address + index)]
                 with m.If(index == command.count):
                     m.next = "DONE"
             with m.State("LOAD"):
@@ -326,7 +340,10 @@ class ScalarUnit(wiring.Component):
                 m.d.comb += self.read.response.ready.eq(1)
                 with m.If(self.read.response.valid):
                     m.d.sync += word.eq(self.read.response.p.word_select(command.load[2:line_bits], 32))
-                    m.next = "OPERANDS"
+                    m.next = "FETCH"
+            with m.State("FETCH"):
+                m.d.comb += fetch.eq(1)
+                m.next = "OPERANDS"
             with m.State("OPERANDS"):
                 m.d.comb += running.eq(1)
                 m.d.sync += [operand_a.eq(a), operand_b.eq(b), operand_c.eq(c)]
@@ -335,40 +352,52 @@ class ScalarUnit(wiring.Component):
                     m.next = "DONE"
                     with m.If(command.enable_dump):
                         m.next = "QUIET"
-                with m.Elif(~self.range.valid):
+                with m.Elif(~pending):
+                    m.d.sync += index.eq(index + 1)
                     m.next = "COMPUTE"
             with m.State("COMPUTE"):
-                first = Signal()
                 with m.Switch(operation.op):
                     with m.Case(Operation.MIN):
-                        m.d.comb += first.eq(operand_a < operand_b)
+                        m.d.sync += first.eq(operand_a < operand_b)
                     with m.Case(Operation.MAX):
-                        m.d.comb += first.eq(operand_a > operand_b)
+                        m.d.sync += first.eq(operand_a > operand_b)
                     with m.Case(Operation.SELECT_ZERO):
-                        m.d.comb += first.eq(operand_c == 0)
+                        m.d.sync += first.eq(operand_c == 0)
                     with m.Default():
-                        m.d.comb += first.eq(operand_c > 0)
+                        m.d.sync += first.eq(operand_c > 0)
                 addend = Signal(signed(32))
                 m.d.comb += addend.eq(Mux(operation.op == Operation.ADDI, operation.imm, operand_b))
+                begun, far = normalised(operand_a.as_unsigned(), (16, 8))
                 m.d.sync += [
-                    chosen.eq(Mux(first, operand_a, operand_b)),
                     total.eq(operand_a + Mux(operation.op == Operation.SUB, ~addend, addend)
                              + (operation.op == Operation.SUB)),
-                    normal.eq(shifted), length.eq(Mux(shifted[-1], 32 - zeros, 0)),
+                    normal.eq(begun), zeros[3:].eq(far),
                 ]
                 m.next = "RESULT"
+                with m.If(operation.op.matches(Operation.CEIL_LOG2, Operation.BIT_LENGTH, Operation.NEAREST_LOG2)):
+                    m.next = "NORMALIZE"
+            with m.State("NORMALIZE"):
+                ended, near = normalised(normal, (4, 2, 1))
+                m.d.sync += [normal.eq(ended), zeros[:3].eq(near)]
+                m.next = "COUNT"
+            with m.State("COUNT"):
+                m.d.sync += bits.eq(length)
+                with m.If(operation.op == Operation.CEIL_LOG2):
+                    m.d.sync += bits.eq(length - (normal == 1 << 31))
+                with m.If((operation.op == Operation.NEAREST_LOG2) & normal[-1]):
+                    m.d.sync += bits.eq(length - (normal < SQRT2))
+                m.next = "RESULT"
             with m.State("RESULT"):
-                with m.If(~self.range.valid):
+                with m.If(~written.valid):
                     m.d.comb += [
-                        commit.eq(known), self.illegal.eq(~known),
+                        fetch.eq(1), commit.eq(known), self.illegal.eq(~known),
                         self.exponent.eq((operation.op == Operation.EXPONENT) & saturated),
                         self.zero_range.eq((operation.op == Operation.NEAREST_LOG2) & (length == 0)),
                     ]
-                    m.d.sync += index.eq(index + 1)
                     m.next = "OPERANDS"
             with m.State("QUIET"):
                 m.d.sync += line.p.address.eq(command.dump >> line_bits)
-                with m.If(self.write.idle):
+                with m.If(self.write.idle & ~pending):
                     m.next = "COLLECT"
             with m.State("COLLECT"):
                 m.d.comb += dumping.eq(1)

@@ -308,8 +308,14 @@ class VectorEngine(wiring.Component):
             m.d.sync += at_first.eq(0)
         with m.If(detector.complete):
             m.d.sync += ranged.eq(1)
-        with m.If(self.range.valid):
-            m.d.comb += scalar.range.eq(self.range)
+        # The scalar unit takes a range in every other cycle. Those of products, which are far apart, go first.
+        of_products, resting = Signal(range_result), Signal()
+        m.d.sync += resting.eq(scalar.range.valid)
+        with m.If(resting):
+            pass
+        with m.Elif(of_products.valid):
+            m.d.comb += scalar.range.eq(of_products)
+            m.d.sync += of_products.valid.eq(0)
         with m.Elif(ranged):
             m.d.comb += [scalar.range.valid.eq(1), scalar.range.register.eq(range_register),
                          scalar.range.clear.eq(range_clear), scalar.range.value.eq(detector.value)]
@@ -318,6 +324,8 @@ class VectorEngine(wiring.Component):
             m.d.comb += [scalar.range.valid.eq(1), scalar.range.register.eq(command.range_register + delivered),
                          scalar.range.clear.eq(1), scalar.range.value.eq(Array(wide.ranges)[delivered[:2]])]
             m.d.sync += delivered.eq(delivered + 1)
+        with m.If(self.range.valid):
+            m.d.sync += of_products.eq(self.range)
 
         m.d.comb += [
             scalar.command.payload.eq(self.scalar.payload), self.scalar.ready.eq(scalar.command.ready),

@@ -60,6 +60,7 @@ class Bench:
         ctx.set(self.dut.range, {"valid": 1, "register": register, "clear": clear, "value": value})
         await ctx.tick()
         ctx.set(self.dut.range, {"valid": 0})
+        await ctx.tick()
 
     async def command(self, ctx, words, *, load=False, dump=False, count=None):
         fields = {"count": len(words) if count is None else count, "enable_load": load, "enable_dump": dump,
@@ -80,6 +81,7 @@ class Bench:
         return cycles
 
     async def registers(self, ctx):
+        await ctx.tick().repeat(3)      # a range may be on its way
         values = []
         for k in range(REGISTERS):
             ctx.set(self.dut.select, k)

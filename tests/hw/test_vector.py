@@ -53,6 +53,7 @@ class Bench:
         ctx.set(self.dut.range, {"valid": 1, "register": register, "clear": 1, "value": value % 2**32})
         await ctx.tick()
         ctx.set(self.dut.range, {"valid": 0})
+        await ctx.tick().repeat(5)
 
     async def register(self, ctx, register):
         """The register's value: a dump of all, above the memory that the tests use."""
