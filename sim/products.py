@@ -174,9 +174,10 @@ def edge_bound(config: CoreConfig, shape: Shape, step: str, settings: MemorySett
         ceil_div(written * config.line_bytes, write_rate(config, settings)))
 
 
-FILL = 36
-"""Cycles of the fixed pipeline of a pass beyond memory latency and array: 19 from the load command to its data (one
-burst collected, read port, buffer), 17 from the last result through accumulator, store and write port."""
+FILL = 38
+"""Cycles of the fixed pipeline of a pass beyond memory latency and the array's edges: 19 from the load command to its
+data (one burst collected, read port, buffer), 19 from the last operand through an element's registers, output tree,
+accumulator, store and write port."""
 
 
 def read_rate(config: CoreConfig, settings: MemorySettings) -> int:
