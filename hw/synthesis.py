@@ -38,6 +38,7 @@ from .loss import NitiLoss
 from .operand_buffer import OperandBuffer
 from .pool import MaxPool
 from .product import ProductEngine
+from .product_pair import ProductPair
 from .random_words import RandomWords
 from .range_detector import RangeDetector
 from .round_shift import RoundShift
@@ -112,6 +113,9 @@ DESIGNS = {
     "niti-loss": NitiLoss, "softmax": Softmax, "wide-lanes": WideLanes,
     # Parts of the wide lanes, counted in them too.
     "divider": lambda config: Divider(BITS, BITS), "square-root": lambda config: SquareRoot(32),
+    # Not in the core: two int8 products per DSP against one.
+    "product-pair": lambda config: ProductPair(packed=False),
+    "product-pair-packed": lambda config: ProductPair(packed=True),
 }
 DEVICES = {
     "ecp5": "synth_ecp5 -noabc9",
