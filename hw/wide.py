@@ -95,10 +95,11 @@ class WideLanes(wiring.Component):
         stages = [Signal(fate, name=f"stage{k}") for k in (1, 2, 3)]
         issue, waits = Signal(), Signal()       # operands are taken; their result waits for a serial unit
         resume = Signal()                       # ... which now has it
+        writes = ~word.op.matches(WideOperation.RANGE, WideOperation.WRITE)
         m.d.sync += [stages[0].valid.eq((issue & ~waits) | resume), stages[1].eq(stages[0]), stages[2].eq(stages[1])]
         with m.If(issue):
             m.d.sync += [op.eq(word.op), stages[0].dst.eq(word.dst), stages[0].turn.eq(turn), turn.eq(turn + 1),
-                         stages[0].writes.eq(~word.op.matches(WideOperation.RANGE, WideOperation.WRITE))]
+                         stages[0].writes.eq(writes)]
             for p in range(processors):
                 own_a, own_b = (Array(port.data[t * processors + p] for t in range(TURNS))[turn]
                                 for port in (port_a, port_b))
@@ -147,35 +148,41 @@ class WideLanes(wiring.Component):
                      divider.i.payload.numerator.eq(Array(a)[serial]),
                      divider.i.payload.denominator.eq(Array(b)[serial])]
 
-        pending = Signal(4)
+        # The source to load, and those after it. Results of the last iteration go first: there is one write port.
+        chosen, rest, writing = Signal(4), Signal(4), Signal()
         sources = (self.x, self.y, self.z, self.draw)
+        m.d.sync += writing.eq((issue & writes) | resume | Cat(stage.valid & stage.writes for stage in stages[:2]).any())
+
+        def choose(sources):
+            first = sources & (~sources + 1)
+            return [chosen.eq(first), rest.eq(sources & ~first)]
+
         with m.FSM():
             with m.State("IDLE"):
                 m.d.comb += following.eq(self.entry)
                 with m.If(self.start):
-                    m.d.sync += [self.done.eq(0), pending.eq(self.use), *[bits.eq(0) for bits in seen],
+                    m.d.sync += [self.done.eq(0), *choose(self.use), *[bits.eq(0) for bits in seen],
                                  *[length.eq(0) for length in self.ranges]]
                     m.next = "LOAD"
             with m.State("LOAD"):
                 m.d.sync += word.eq(fetch.data)
-                chosen, loads = Signal(4), Signal()
-                m.d.comb += chosen.eq(pending & (~pending + 1))
-                # Results of the last iteration go first: there is one write port.
-                with m.If(~Cat(stage.valid & stage.writes for stage in stages).any()):
-                    for k, source in enumerate(sources):
-                        with m.If(chosen[k]):
-                            m.d.comb += [source.ready.eq(1), loads.eq(source.valid), write.addr.eq(k),
-                                         self.starved.eq(~source.valid)]
-                            for lane in range(lanes):
-                                m.d.comb += [write.data[lane].eq(source.payload[lane]), write.en[lane].eq(loads)]
+                loads = Signal()
+                with m.If(~writing):
+                    m.d.comb += loads.eq((chosen & Cat(source.valid for source in sources)).any())
+                    m.d.comb += [source.ready.eq(chosen[k]) for k, source in enumerate(sources)]
+                    m.d.comb += [self.starved.eq(chosen.any() & ~loads), write.en.eq(loads.replicate(lanes))]
                     with m.If(loads):
-                        m.d.sync += pending.eq(pending ^ chosen)
-                    with m.If((pending == 0) | (loads & (pending == chosen))):
+                        m.d.sync += choose(rest)
+                    with m.If((chosen == 0) | (loads & (rest == 0))):
                         m.next = "ISSUE"
+                for k, source in enumerate(sources):
+                    with m.If(chosen[k]):
+                        m.d.comb += write.addr.eq(k)
+                        m.d.comb += [write.data[lane].eq(source.payload[lane]) for lane in range(lanes)]
             with m.State("ISSUE"):
                 with m.If((turn == 0) & (word.op == WideOperation.END)):
                     m.d.comb += [following.eq(self.entry), nest.step.eq(1)]
-                    m.d.sync += pending.eq(self.use)
+                    m.d.sync += choose(self.use)
                     m.next = "LOAD"
                     with m.If(nest.last):
                         m.next = "LENGTHS"
