@@ -151,7 +151,8 @@ class WideLanes(wiring.Component):
         # The source to load, and those after it. Results of the last iteration go first: there is one write port.
         chosen, rest, writing = Signal(4), Signal(4), Signal()
         sources = (self.x, self.y, self.z, self.draw)
-        m.d.sync += writing.eq((issue & writes) | resume | Cat(stage.valid & stage.writes for stage in stages[:2]).any())
+        m.d.sync += writing.eq((issue & writes) | resume
+                               | Cat(stage.valid & stage.writes for stage in stages[:2]).any())
 
         def choose(sources):
             first = sources & (~sources + 1)
