@@ -42,12 +42,13 @@ class Coalescer(wiring.Component):
         self.patience = patience
         super().__init__({"line": In(stream.Signature(line_address_bits(config))), "hold": In(1),
                           "burst": Out(stream.Signature(burst_layout(config))), "empty": Out(1)})
+        # State, visible to proofs: the burst being collected and the line after it.
+        self.current, self.held = Signal(burst_layout(config)), Signal()
+        self.following = Signal(line_address_bits(config))
 
     def elaborate(self, platform):
         m = Module()
-        current = Signal(self.burst.payload.shape())
-        following = Signal.like(self.line.payload)    # the line after the current burst
-        held = Signal()
+        current, following, held = self.current, self.following, self.held
         age = Signal(range(self.patience + 1))
         full, miss, close, room = Signal(), Signal(), Signal(), Signal()
         m.d.comb += [

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from amaranth.hdl import Const, Module, Shape, Signal
+from amaranth.hdl import Module, Mux, Shape, Signal
 from amaranth.lib import wiring
 from amaranth.lib.wiring import In, Out
 
@@ -25,7 +25,7 @@ class LoopNest(wiring.Component):
     ----------
     load : In(1)  restart at the first iteration; ``start_*`` is taken in the same cycle.
     step : In(1)  go on to the next iteration; from the last one it wraps to zero counters.
-    count : In(count_bits).array(levels), held stable while the loops run.
+    count : In(count_bits).array(levels), stable from ``load`` on while the loops run.
     start_NAME : In(shape); stride_NAME : In(shape).array(levels), held stable.
     value_NAME : Out(shape)  value of the current iteration (registered).
     at_first, at_last : Out(levels)  bit k: loop k is in its first / last iteration.
@@ -50,38 +50,40 @@ class LoopNest(wiring.Component):
 
     def elaborate(self, platform):
         m = Module()
-        counters = [Signal(self.count_bits, name=f"counter{k}") for k in range(self.levels)]
-        for k, counter in enumerate(counters):
-            m.d.comb += [self.at_first[k].eq(counter == 0),
-                         self.at_last[k].eq((counter + 1 == self.count[k]) | (self.count[k] == 0))]
+        levels = range(self.levels)
+        # Everything about an iteration is in registers, so that what follows has the whole cycle.
+        left = [Signal(self.count_bits, name=f"left{k}") for k in levels]     # iterations after this one
+        advance = Signal(self.levels)       # the innermost loop that can still go on: it steps, inner ones restart
         m.d.comb += self.last.eq(self.at_last.all())
-
-        # advance[k]: loop k is the innermost one that can still go on, so it steps and all inner ones restart.
-        advance = Signal(self.levels)
-        inner_done = Const(1)
-        for k in reversed(range(self.levels)):
-            m.d.comb += advance[k].eq(inner_done & ~self.at_last[k])
-            inner_done = inner_done & self.at_last[k]
-        with m.If(self.load):
-            m.d.sync += [counter.eq(0) for counter in counters]
-        with m.Elif(self.step):
-            for k, counter in enumerate(counters):
-                with m.If(advance[k]):
-                    m.d.sync += counter.eq(counter + 1)
-                with m.Elif(self.at_last[k:].all()):
-                    m.d.sync += counter.eq(0)
+        following_last = Signal(self.levels)
+        for k in levels:
+            single = self.count[k] <= 1
+            with m.If(self.load | (self.step & (advance[:k].any() | self.last))):
+                m.d.comb += following_last[k].eq(single)
+                m.d.sync += [left[k].eq(Mux(single, 0, self.count[k] - 1)), self.at_first[k].eq(1)]
+            with m.Elif(self.step & advance[k]):
+                m.d.comb += following_last[k].eq(left[k] == 1)
+                m.d.sync += [left[k].eq(left[k] - 1), self.at_first[k].eq(0)]
+            with m.Else():
+                m.d.comb += following_last[k].eq(self.at_last[k])
+        with m.If(self.load | self.step):
+            m.d.sync += self.at_last.eq(following_last)
+            m.d.sync += [advance[k].eq(~following_last[k] & following_last[k + 1:].all()) for k in levels]
 
         for name, shape in self.values.items():
             # base[k]: the value at the start of the current iteration of loop k.
-            base = [Signal(shape, name=f"{name}_base{k}") for k in range(self.levels)]
+            base = [Signal(shape, name=f"{name}_base{k}") for k in levels]
             stride = getattr(self, f"stride_{name}")
-            origin, offset = Signal(shape, name=f"{name}_origin"), Signal(shape, name=f"{name}_offset")
             following = Signal(shape, name=f"{name}_next")
-            for k in range(self.levels):
-                with m.If(advance[k]):
-                    m.d.comb += [origin.eq(base[k]), offset.eq(stride[k])]
-            m.d.comb += following.eq(origin + offset)
-            for k in range(self.levels):
+
+            def advancing(values):
+                chosen = 0
+                for k in levels:
+                    chosen = chosen | (values[k] & advance[k].replicate(len(values[k])))
+                return chosen
+
+            m.d.comb += following.eq(advancing(base) + advancing(stride))
+            for k in levels:
                 with m.If(self.load):
                     m.d.sync += base[k].eq(getattr(self, f"start_{name}"))
                 # Loop j <= k stepped: every level inside it restarts from the new value.

@@ -41,6 +41,7 @@ from .microprogram import BITS
 from .operand_buffer import OperandBuffer
 from .pool import MaxPool
 from .product import ProductEngine
+from .product_pair import ProductPair
 from .random_words import RandomWords
 from .range_detector import RangeDetector
 from .read_port import ReadPort
@@ -125,6 +126,9 @@ DESIGNS = {
     # Parts of the wide lanes, counted in them too: V / 4 times `wide-lane`.
     "wide-lane": lambda config: WideLane(),
     "divider": lambda config: Divider(BITS, BITS), "square-root": lambda config: SquareRoot(32),
+    # Not in the core: two int8 products per DSP against one.
+    "product-pair": lambda config: ProductPair(packed=False),
+    "product-pair-packed": lambda config: ProductPair(packed=True),
 }
 # Registers with the attribute `keep` stay apart, although another has the same value: yosys heeds it at cells alone.
 KEEP = "proc; setattr -set keep 1 a:keep %ci1 t:$dff %i"

@@ -36,7 +36,7 @@ class VectorReader(wiring.Component):
     client : ReadClient; responses wait in the memory port, so only ``request.ready`` limits the requests.
     vector : Out stream of V x signed(32).
 
-    Throughput: one iteration and at most one request per cycle. Latency: first request two cycles after
+    Throughput: one iteration and at most one request per cycle. Latency: first request three cycles after
     ``start``, a vector one cycle after the response it needs.
     """
 
@@ -63,34 +63,35 @@ class VectorReader(wiring.Component):
         # Address side: request lines, note for each iteration where its vector lies.
         m.submodules.nest = nest = LoopNest(LEVELS, {"address": ADDRESS_BITS})
         m.submodules.notes = notes = SyncFIFOBuffered(width=3, depth=self.ahead)
-        running, held_back = Signal(), Signal()
-        line = nest.value_address[lane_bits + 2:]
-        last_line = Signal.like(line)
-        fresh = Signal()
-        note = data.View(data.StructLayout({"quarter": 2, "fresh": 1}), notes.w_data)
+        # The iteration whose request is next; the loops are one ahead, so that no comparison delays a request.
+        place = data.StructLayout({"quarter": 2, "fresh": 1})
+        note, waiting, issued = Signal(place), Signal(), Signal()
+        line, running, first = Signal(ADDRESS_BITS - lane_bits - 2), Signal(), Signal()
+        following = nest.value_address[lane_bits + 2:]
         m.d.comb += [
             nest.load.eq(self.start),
             nest.start_address.eq(self.address),
-            fresh.eq(~held_back | (line != last_line)),
-            self.client.request.valid.eq(running & notes.w_rdy & fresh),
+            nest.step.eq(running & (~waiting | issued)),
+            self.client.request.valid.eq(waiting & notes.w_rdy & note.fresh),
             self.client.request.payload.eq(line),
-            notes.w_en.eq(running & (~fresh | self.client.request.ready)),
-            note.quarter.eq(nest.value_address[lane_bits:lane_bits + 2]),
-            note.fresh.eq(fresh),
-            nest.step.eq(notes.w_en & notes.w_rdy),
+            notes.w_data.eq(note), notes.w_en.eq(waiting & (~note.fresh | self.client.request.ready)),
+            issued.eq(notes.w_en & notes.w_rdy),
         ]
         for k in range(LEVELS):
             m.d.comb += [nest.count[k].eq(self.count[k]), nest.stride_address[k].eq(self.stride[k])]
+        with m.If(issued):
+            m.d.sync += waiting.eq(0)
         with m.If(nest.step):
-            # held_back: last_line is the line of an earlier iteration of this run.
-            m.d.sync += [last_line.eq(line), held_back.eq(1)]
+            m.d.sync += [waiting.eq(1), first.eq(0), line.eq(following),
+                         note.fresh.eq(first | (line != following)),
+                         note.quarter.eq(nest.value_address[lane_bits:lane_bits + 2])]
             with m.If(nest.last):
                 m.d.sync += running.eq(0)
         with m.If(self.start):
-            m.d.sync += [running.eq(1), held_back.eq(0)]
+            m.d.sync += [running.eq(1), first.eq(1)]
 
         # Data side: cut the vectors out of the lines.
-        read = data.View(note.shape(), notes.r_data)
+        read = data.View(place, notes.r_data)
         response = self.client.response
         kept, current = Signal(self.config.line_bits), Signal(self.config.line_bits)
         free, take = Signal(), Signal()

@@ -32,8 +32,9 @@ class VectorWriter(wiring.Component):
     done : Out(1)  every vector of the run was handed over to the client (``client.idle`` tells when they are
         acknowledged). High before the first run.
 
-    Throughput: one vector per cycle as long as the client accepts lines. Latency: a line is offered one cycle
-    after its last vector at the end of the run, otherwise with the first vector of the next line.
+    Throughput: one vector per cycle as long as the client accepts lines, the first two cycles after
+    ``start``. Latency: a line is offered one cycle after its last vector at the end of the run, otherwise with the
+    first vector of the next line.
     """
 
     def __init__(self, config: CoreConfig):
@@ -56,25 +57,31 @@ class VectorWriter(wiring.Component):
         lane_bits = lanes.bit_length() - 1
 
         m.submodules.nest = nest = LoopNest(LEVELS, {"address": ADDRESS_BITS})
+        # The place of the next vector; the loops are one ahead, so that no comparison delays a vector.
+        out, following = self.client.line, nest.value_address[lane_bits + 2:]
+        line, placed, looping = Signal.like(following), Signal(), Signal()
+        position, apart, final = Signal(2), Signal(), Signal()      # apart: in another line than the vector before
         running, filled, elsewhere, accept, leave = Signal(), Signal(), Signal(), Signal(), Signal()
-        out = self.client.line
-        line = nest.value_address[lane_bits + 2:]
         m.d.comb += [
             nest.load.eq(self.start),
             nest.start_address.eq(self.address),
-            elsewhere.eq(filled & (line != out.payload.address)),
-            out.valid.eq(filled & (~running | (self.vector.valid & elsewhere))),
+            nest.step.eq(looping & (~placed | accept)),
+            elsewhere.eq(filled & apart),
+            out.valid.eq(filled & (~running | (self.vector.valid & placed & apart))),
             leave.eq(out.valid & out.ready),
-            self.vector.ready.eq(running & (~elsewhere | out.ready)),
+            self.vector.ready.eq(placed & (~elsewhere | out.ready)),
             accept.eq(self.vector.valid & self.vector.ready),
-            nest.step.eq(accept),
         ]
+        with m.If(accept):
+            m.d.sync += placed.eq(0)
+        with m.If(nest.step):
+            m.d.sync += [placed.eq(1), line.eq(following), apart.eq(line != following), final.eq(nest.last),
+                         position.eq(nest.value_address[lane_bits:lane_bits + 2]), looping.eq(~nest.last)]
         for k in range(LEVELS):
             m.d.comb += [nest.count[k].eq(self.count[k]), nest.stride_address[k].eq(self.stride[k])]
 
         # Which quarters of the line this vector covers, and every byte at its place.
         quarters = Signal(4)
-        position = nest.value_address[lane_bits:lane_bits + 2]
         image = Signal(self.config.line_bits)
         with m.Switch(self.width):
             with m.Case(0):
@@ -107,8 +114,8 @@ class VectorWriter(wiring.Component):
                 stored = out.payload.data.word_select(q, 8 * lanes)
                 with m.If(quarters[q] & ~self.discard):
                     m.d.sync += [strobe.eq((1 << lanes) - 1), stored.eq(image.word_select(q, 8 * lanes))]
-            with m.If(nest.last):
+            with m.If(final):
                 m.d.sync += [running.eq(0), self.done.eq(self.discard)]
         with m.If(self.start):
-            m.d.sync += [running.eq(1), self.done.eq(0)]
+            m.d.sync += [running.eq(1), looping.eq(1), self.done.eq(0)]
         return m

@@ -31,7 +31,7 @@ KEEP_SECONDS = 30 * 24 * 3600
 
 FLAVOURS = {
     "fast": "cocotb, no waveforms, no assertions, optimised for this processor",
-    "debug": "cocotb, FST waveforms, assertions, registers random before reset",
+    "debug": "cocotb, FST waveforms, assertions, registers and memories random before reset",
     "bare": "like fast, but without VPI: the speed of the model itself",
 }
 
@@ -151,6 +151,16 @@ def ports(verilog, top):
     return re.findall(r"\b(?:input|output)\s+(?:wire\s+|reg\s+)?(?:\[[^\]]*\]\s*)?(\w+)\s*;", module[0], re.M)
 
 
+def at_power_up(verilog):
+    """The generated Verilog without the contents that registers and memories have before reset; ROMs keep theirs.
+
+    The generator writes reset values also as initial values, which an FPGA has at power-up but a chip has not.
+    """
+    register = r"^(  reg (?:\[\d+:\d+\] )?(?!\\\$auto\$verilog_backend)\S+ ?) = \d+'[hdb][0-9a-f]+;"
+    text = re.sub(register, r"\1;", verilog, flags=re.M)
+    return re.sub(r"^  integer (word_\w+);\n  initial for \(\1 = 0;.*\n.* = 0;\n", "", text, flags=re.M)
+
+
 def _control_file(verilog, top, probes):
     """Verilator control file: only ports and probes stay visible, all else may be optimised away."""
     lines = ["`verilator_config"]
@@ -249,7 +259,7 @@ def build(verilog, *, top="intrain", flavour="fast", program="main.cpp", probes=
     compiler, compiler_version = find_compiler()
     bare = flavour == "bare"
     files = {
-        f"{top}.v": verilog,
+        f"{top}.v": at_power_up(verilog) if flavour == "debug" else verilog,
         "visible.vlt": "`verilator_config\n" if bare else _control_file(verilog, top, probes),
         "control_layout.h": control.c_header(),
     }

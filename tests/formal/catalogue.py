@@ -1,5 +1,6 @@
 """Every proof of the project."""
 
-from . import arithmetic, rounding, streams
+from . import addresses, arithmetic, axi, control, rounding, streams
 
-PROOFS = {proof.name: proof for module in (rounding, arithmetic, streams) for proof in module.PROOFS}
+PROOFS = {proof.name: proof for module in (rounding, arithmetic, streams, axi, addresses, control)
+          for proof in module.PROOFS}

@@ -18,6 +18,7 @@ import time
 import types
 from collections.abc import Callable
 from pathlib import Path
+from unittest import mock
 
 from amaranth.back import rtlil
 from amaranth.hdl import (
@@ -25,6 +26,7 @@ from amaranth.hdl import (
     Assume,
     ClockDomain,
     Elaboratable,
+    Fragment,
     Instance,
     Module,
     Shape,
@@ -37,8 +39,9 @@ from amaranth.lib.wiring import In, Out
 
 ROOT = Path(__file__).resolve().parents[2]
 
-__all__ = ["Proof", "Fault", "Verdict", "FormalError", "export", "solve", "mutated", "anyconst", "anyseq",
-           "free_inputs", "stream_ports", "delayed", "after", "check_stream", "assume_stream", "check_order"]
+__all__ = ["Proof", "Fault", "BY_BITS", "Verdict", "FormalError", "export", "solve", "mutated", "anyconst", "anyseq",
+           "free_inputs", "stream_ports", "delayed", "after", "check_stream", "assume_stream", "held", "check_order",
+           "latest", "elaborated"]
 
 
 class FormalError(RuntimeError):
@@ -71,6 +74,10 @@ class Proof:
     induction: bool = False
     quick: bool = False
     engine: str = "smtbmc z3"
+
+
+#: For long bounded runs: every cycle a question of its own, which z3 answers as a satisfiability problem of bits.
+BY_BITS = "smtbmc --stbv --nomem z3 -- --noincr"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -126,7 +133,7 @@ def solve(proof: Proof, text: str, work: Path, *, timeout: int = 600) -> Verdict
     (work / "top.il").write_text(text)
     (work / "top.sby").write_text("\n".join([
         "[options]", f"mode {'prove' if proof.induction else 'bmc'}", f"depth {proof.depth}", f"timeout {timeout}",
-        "[engines]", proof.engine, "[script]", "read_rtlil top.il", "prep -top top -flatten", "opt -full",
+        "[engines]", proof.engine, "[script]", "read_rtlil top.il", "prep -top top -flatten", "opt -full -purge",
         "[files]", "top.il", ""]))
     environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"}
     run = subprocess.run([*_tools(), "-f", "-d", "run", "top.sby"], cwd=work, env=environment, capture_output=True,
@@ -165,6 +172,20 @@ def mutated(fault: Fault):
         yield
     finally:
         sys.modules[name] = original
+
+
+def latest(name: str):
+    """The module of that name as it is now: inside :func:`mutated` the edited one, which `from hw import x` misses."""
+    return sys.modules[importlib.import_module(name).__name__]
+
+
+def elaborated(component, **replaced: dict):
+    """The component's design, made while globals of its modules have other values: ``module={name: value}``, the
+    module's name without ``hw.``. Smaller constants make bounded runs reach a limit, boxes stand for engines."""
+    with contextlib.ExitStack() as stack:
+        for module, names in replaced.items():
+            stack.enter_context(mock.patch.multiple(latest(f"hw.{module}"), **names))
+        return Fragment.get(component, None)
 
 
 # Building blocks of specifications.
@@ -237,11 +258,14 @@ def _raw(payload):
     return payload.as_value() if isinstance(payload, ValueCastable) else payload
 
 
+def held(m: Module, valid, ready, payload):
+    """Conditions that the producer of a handshake must keep: a valid item stays, unchanged, until taken."""
+    waiting = delayed(m, valid & ~ready, 1)
+    return [~waiting | valid, ~waiting | (payload == delayed(m, payload, 1))]
+
+
 def _held(m, port):
-    """Conditions that a stream's producer must keep: a valid item stays, unchanged, until taken."""
-    waiting = delayed(m, port.valid & ~port.ready, 1)
-    before = delayed(m, _raw(port.payload), 1)
-    return [~waiting | port.valid, ~waiting | (_raw(port.payload) == before)]
+    return held(m, port.valid, port.ready, _raw(port.payload))
 
 
 def check_stream(m: Module, port):
