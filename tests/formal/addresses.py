@@ -228,5 +228,5 @@ PROOFS = [
             "nest.stride_address[4].eq(2 * config.line_bytes)")),
     _proof("store/addresses", StoreAddresses,
            ("hw/store.py", "nest.count[4].eq(store.run)", "nest.count[4].eq(store.run + 1)"),
-           ("hw/store.py", "line.valid & line.ready & nest.last", "nest.last")),
+           ("hw/store.py", "m.If(line.valid & line.ready & nest.last)", "m.If(line.valid & line.ready)")),
 ]

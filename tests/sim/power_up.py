@@ -25,7 +25,10 @@ def _unknown(handle):
 
 
 async def _watch(dut, found):
-    """Notes every port with an unknown bit that matters: control always, payload with its valid, bytes with strobe."""
+    """Notes every port with an unknown bit that matters: control always, payload with its valid. Of the write data it
+    notes the addresses of unknown bytes whose strobe is high."""
+    bursts, beats = [], []
+    beat_bytes = len(dut.m_axi_wstrb)
     while True:
         await RisingEdge(dut.clk)
         await ReadOnly()
@@ -34,12 +37,18 @@ async def _watch(dut, found):
         for valid, names in PAYLOAD.items():
             if str(getattr(dut, valid).value) == "1":
                 bad += [name for name in names if _unknown(getattr(dut, name))]
-        if str(dut.m_axi_wvalid.value) == "1":
-            data, strobes = str(dut.m_axi_wdata.value), str(dut.m_axi_wstrb.value)
-            bad += ["m_axi_wdata"] * any(strobe == "1" and set(data[8 * k:8 * k + 8]) - {"0", "1"}
-                                         for k, strobe in enumerate(strobes))
         for name in bad:
             found["ports"].setdefault(name, found["cycles"])
+        taken = {channel: str(getattr(dut, f"m_axi_{channel}valid").value) == "1"
+                 and str(getattr(dut, f"m_axi_{channel}ready").value) == "1" for channel in ("aw", "w")}
+        if taken["aw"]:
+            address = int(dut.m_axi_awaddr.value)
+            bursts += [address + k * beat_bytes for k in range(int(dut.m_axi_awlen.value) + 1)]
+        if taken["w"]:
+            data, strobes = str(dut.m_axi_wdata.value), str(dut.m_axi_wstrb.value)
+            beats.append([beat_bytes - 1 - k for k, strobe in enumerate(strobes)
+                          if strobe == "1" and set(data[8 * k:8 * k + 8]) - {"0", "1"}])
+        found["unknown_bytes"] = [address + k for address, unknown in zip(bursts, beats, strict=False) for k in unknown]
 
 
 def _unknown_signals(handle):

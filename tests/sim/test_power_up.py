@@ -6,17 +6,14 @@ import os
 import re
 import shutil
 
-import numpy as np
 import pytest
 
 import golden.train
 import sim.train
 from golden import data as data_module
 from hw.config import PRESETS
-from hw.core import COUNTERS
 from sim import doorbells, verilator
 from sim.session import simulate
-from sim.shared import MemorySettings
 from sim.verilator import at_power_up, build
 
 VERILOG = """module intrain(clk);
@@ -60,16 +57,6 @@ def test_random_contents_before_reset_change_no_bit_and_no_cycle(tmp_path, monke
     assert runs[0] == runs[1] == runs[2]
 
 
-def _expected_memory(plan, size, network):
-    """The memory after the doorbell with two states."""
-    kept = []
-    simulate(build(doorbells.generated_verilog(PRESETS["tiny"]), flavour="debug"), "sim.scenario:run",
-             {"folder": str(plan), "window": [0, size], "limit": 1 << 30, "seed": network.seed,
-              "counters": len(COUNTERS)}, out=plan / "two", settings=MemorySettings(size=size),
-             keep=lambda memory: kept.append(memory.read(0, size)))
-    return kept[0]
-
-
 @pytest.mark.slow
 @pytest.mark.skipif(not shutil.which("iverilog"), reason="needs iverilog on PATH")
 @pytest.mark.parametrize("method", ["niti", "dfp"])
@@ -87,7 +74,6 @@ def test_no_unknown_bit_reaches_a_port_or_memory(tmp_path, monkeypatch, method):
     plan.close()
     size = programs.memory_bytes
     (tmp_path / "power_up.json").write_text(json.dumps({"bytes": size, "seed": network.seed}))
-    expected = _expected_memory(tmp_path, size, network)
 
     (tmp_path / "intrain.v").write_text(at_power_up(doorbells.generated_verilog(PRESETS["tiny"])))
     for name in [name for name in os.environ if name.startswith("COCOTB_")]:
@@ -101,7 +87,10 @@ def test_no_unknown_bit_reaches_a_port_or_memory(tmp_path, monkeypatch, method):
     found = json.loads((tmp_path / "found.json").read_text())
     assert not found["ports"], "first cycle after reset with an unknown bit"
     assert found["status"] & 6 == 2      # done, no error
-    got = np.frombuffer((tmp_path / "memory.bin").read_bytes(), np.uint8)
-    assert np.array_equal(got, np.frombuffer(expected, np.uint8))
-    print(len(found["signals"]), found["cycles"])
-    (tmp_path / "signals.txt").write_text("\n".join(found["signals"]))
+    # Only the dump of the scalar registers, which have no reset, may hold what no operation has written.
+    dump = range(compiled.dump.address, compiled.dump.address + 256)
+    assert all(address in dump for address in found["unknown_bytes"])
+    network.step(*doorbell.batches[0])
+    memory = (tmp_path / "memory.bin").read_bytes()
+    for region, data in compiled.state(network.state):
+        assert memory[region.address:][:len(data)] == bytes(data), region.name
