@@ -317,7 +317,7 @@ PROOFS = [
             (Fault("hw/scalar.py", *edit),), quick=operation == 6)
       for name, operation, edit in (
           ("ceil_log2", 6, ("length - (normal == 1 << 31)", "length")),
-          ("bit_length", 7, ("for distance in (16, 8, 4, 2, 1):", "for distance in (16, 8, 4, 2):")),
+          ("bit_length", 7, ("normalised(normal, (4, 2, 1))", "normalised(normal, (4, 2))")),
           ("nearest_log2", 8, ("SQRT2 = 0xB504F334", "SQRT2 = 0xB504F335")))],
     Proof("random_words/mix32", RandomWordsProof, 2, (
         Fault("hw/random_words.py", "a >> statement.shift", "a >> (statement.shift + 1)"),
