@@ -203,7 +203,7 @@ class LogarithmProof(Elaboratable):
                 m.d.comb += exact.eq(Mux(small, result == 0, (value <= bound) & (value > lower)))
         m.d.comb += [
             Assert(~finished | ((result >= 0) & (result <= 32) & exact), "wrong logarithm"),
-            Assert((cycle != 8) | finished, "no result after 8 cycles"),
+            Assert((cycle != 11) | finished, "no result after 11 cycles"),
         ]
         return m
 
@@ -313,7 +313,7 @@ PROOFS = [
     Proof("range_detector/maximum", RangeProof, 6, (
         Fault("hw/range_detector.py", "Mux(left > right, left, right)", "Mux(left[1:] > right[1:], left, right)"),
         Fault("hw/range_detector.py", "with m.If(clear | ", "with m.If((clear & ~valid) | ")), induction=True),
-    *[Proof(f"scalar/{name}", lambda operation=operation: LogarithmProof(operation), 10,
+    *[Proof(f"scalar/{name}", lambda operation=operation: LogarithmProof(operation), 13,
             (Fault("hw/scalar.py", *edit),), quick=operation == 6)
       for name, operation, edit in (
           ("ceil_log2", 6, ("length - (normal == 1 << 31)", "length")),
