@@ -47,7 +47,8 @@ METHOD_OPTIONS = ("weight_bits", "rounding", "widths", "master_limit")
 def add_run_arguments(parser: argparse.ArgumentParser) -> None:
     """The flags that `python -m golden|gpu train` have beyond the shared ones."""
     parser.add_argument("--resume", type=Path, metavar="DIR", help="continue the run in DIR with identical digests")
-    parser.add_argument("--augment", action="store_true", help="pad-4 crop and flip of the training images")
+    parser.add_argument("--augment", action="store_true",
+                        help="shift training images by up to 4 pixels and mirror them (digits not)")
     parser.add_argument("--weight-bits", type=int, help="niti: 8, or 16 for wide masters (default 8)")
     parser.add_argument("--rounding", help="dfp: stochastic or nearest activations and weights")
     parser.add_argument("--widths", help="wage: bits of W, A, G, E as hexadecimal digits (default 2888)")

@@ -38,13 +38,14 @@ class DataSet:
     std: tuple[float, ...]
     batch: int
     classes: int = 10
+    mirror: bool = True     # augmentation may mirror an image: not a digit, which is then none
 
 
 DATA_SETS = {
     info.name: info
     for info in (
-        DataSet("digits", (8, 8, 1), 1440, 357, 16, (0.3053,), (0.3760,), 32),
-        DataSet("mnist", (28, 28, 1), 60000, 10000, 255, (0.1307,), (0.3081,), 64),
+        DataSet("digits", (8, 8, 1), 1440, 357, 16, (0.3053,), (0.3760,), 32, mirror=False),
+        DataSet("mnist", (28, 28, 1), 60000, 10000, 255, (0.1307,), (0.3081,), 64, mirror=False),
         DataSet("fashion-mnist", (28, 28, 1), 60000, 10000, 255, (0.2860,), (0.3530,), 64),
         DataSet(
             "cifar-10",
@@ -289,10 +290,11 @@ def order(seed: int, epoch: int, count: int) -> np.ndarray:
 AUGMENTATION_PADDING = 4
 
 
-def augment(images: np.ndarray, seed: int, epoch: int, indices: np.ndarray) -> np.ndarray:
+def augment(images: np.ndarray, seed: int, epoch: int, indices: np.ndarray, mirror: bool = True) -> np.ndarray:
     """Shift each image by up to 4 pixels into zero padding and mirror half of them, by one word per sample and epoch.
 
-    Vertical and horizontal offsets 0..8 are (byte * 9) >> 8 of the word's bytes 0 and 1; its top bit mirrors.
+    Vertical and horizontal offsets 0..8 are (byte * 9) >> 8 of the word's bytes 0 and 1; its top bit mirrors, if
+    `mirror`.
     """
     words = random.word(seed, epoch, random.AUGMENTATION, indices).astype(np.int64)
     span = 2 * AUGMENTATION_PADDING + 1
@@ -300,7 +302,7 @@ def augment(images: np.ndarray, seed: int, epoch: int, indices: np.ndarray) -> n
     n, h, w, _ = images.shape
     pad = AUGMENTATION_PADDING
     padded = np.pad(images, ((0, 0), (pad, pad), (pad, pad), (0, 0)))
-    columns = np.where((words >> 31)[:, None] == 1, np.arange(w)[::-1], np.arange(w)) + left[:, None]
+    columns = np.where((words >> 31 & mirror)[:, None] == 1, np.arange(w)[::-1], np.arange(w)) + left[:, None]
     rows = np.arange(h) + top[:, None]
     return padded[np.arange(n)[:, None, None], rows[:, :, None], columns[:, None, :]]
 
@@ -316,7 +318,7 @@ def batches(
         chosen = indices[k * batch : (k + 1) * batch]
         images = dataset.train_images[chosen]
         if augmented:
-            images = augment(images, seed, epoch, chosen)
+            images = augment(images, seed, epoch, chosen, dataset.info.mirror)
         yield images, dataset.train_labels[chosen]
 
 

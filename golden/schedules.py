@@ -11,7 +11,7 @@ _NITI = {  # bits of the largest weight update
 }
 _NITI_DEFAULT = ((0, 5), (4, 4), (7, 3))
 _WAGE = {  # log2 of the rate
-    "wage-lenet": ((0, 3), (5, 1), (8, 0), (30, -1), (50, -2), (70, -3)),
+    "wage-lenet": ((0, 3), (20, 2), (40, 1), (60, 0), (80, -1)),
     "wage-vgg7": ((0, 3), (200, 0), (250, -3)),
 }
 _WAGE_DEFAULT = ((0, 3), (5, 1), (8, 0))

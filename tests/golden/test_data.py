@@ -180,19 +180,28 @@ def test_cifar_records(tmp_path):
         data.load("cifar-10", tmp_path)
 
 
-def test_augmentation_shifts_and_mirrors_by_the_words():
+@pytest.mark.parametrize("mirrors", [True, False])
+def test_augmentation_shifts_and_mirrors_by_the_words(mirrors):
     rng = np.random.default_rng(2)
     images = rng.integers(1, 256, (40, 8, 8, 3), dtype=np.uint8)
     indices = np.arange(100, 140)
-    result = data.augment(images, 5, 7, indices)
+    result = data.augment(images, 5, 7, indices, mirrors)
     for image, index, out in zip(images, indices.tolist(), result, strict=True):
         word = random.word(5, 7, 0xFFFF0002, index)
-        top, left, mirror = (word & 255) * 9 // 256, (word >> 8 & 255) * 9 // 256, word >> 31
+        top, left, mirror = (word & 255) * 9 // 256, (word >> 8 & 255) * 9 // 256, word >> 31 and mirrors
         padded = np.zeros((16, 16, 3), np.uint8)
         padded[4:12, 4:12] = image
         crop = padded[top : top + 8, left : left + 8]
         assert (out == (crop[:, ::-1] if mirror else crop)).all()
     assert len({bytes(data.augment(images[:1], 5, epoch, indices[:1])) for epoch in range(9)}) > 5
+
+
+def test_augmented_digits_are_never_mirrored():
+    digits = data.load("digits")
+    chosen = data.order(1, 0, 1440)[:32]
+    images, _ = next(data.batches(digits, 1, 0, 32, augmented=True))
+    assert (images == data.augment(digits.train_images[chosen], 1, 0, chosen, False)).all()
+    assert data.data_set("cifar-10").mirror
 
 
 def test_synthetic_is_deterministic_noise():
