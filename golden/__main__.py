@@ -41,7 +41,7 @@ def training_length(arguments: argparse.Namespace, steps_per_epoch: int) -> int:
     return (arguments.epochs or 10) * steps_per_epoch
 
 
-METHOD_OPTIONS = ("weight_bits", "rounding", "widths", "master_limit")
+METHOD_OPTIONS = ("weight_bits", "rounding", "widths", "master_limit", "rates")
 
 
 def add_run_arguments(parser: argparse.ArgumentParser) -> None:
@@ -53,6 +53,8 @@ def add_run_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--rounding", help="dfp: stochastic or nearest activations and weights")
     parser.add_argument("--widths", help="wage: bits of W, A, G, E as hexadecimal digits (default 2888)")
     parser.add_argument("--master-limit", type=int, help="wage: clip of the masters (default 64)")
+    parser.add_argument("--rates", metavar="EPOCH:RATE,...", help="learning rates instead of the schedule of method "
+                        "and network: largest update's bits (niti), log2 of the rate (wage), MpE for M * 2**E")
 
 
 def chosen_network(arguments: argparse.Namespace, build=build, load_checkpoint=load_checkpoint):

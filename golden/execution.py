@@ -10,7 +10,7 @@ from golden import ops
 from golden.data import check_batch, check_labels, data_set
 from golden.errors import InputError
 from golden.networks import Network
-from golden.schedules import learning_rate
+from golden.schedules import learning_rate, parse
 
 EXPONENT_LIMIT = 2**15 - 1
 
@@ -66,7 +66,8 @@ class Execution:
     unsupported: tuple[type, ...] = ()
     options: tuple[str, ...] = ()
 
-    def __init__(self, method: str, description: Network, seed: int, *, batch: int | None = None):
+    def __init__(self, method: str, description: Network, seed: int, *, batch: int | None = None,
+                 rates: str | None = None):
         for layer in description.layers:
             if isinstance(layer, self.unsupported):
                 raise InputError(
@@ -80,6 +81,9 @@ class Execution:
         self.data = data_set(description.data)
         self.seed = seed
         self.batch = None
+        self.rates = rates
+        if rates is not None:
+            parse(method, rates)
         self.chosen_options: dict = {}
         self.step_index = 0
         self.state: dict[str, tuple[np.ndarray, int]] = {}
@@ -121,9 +125,10 @@ class Execution:
     def epoch(self) -> int:
         return self.step_index // self.steps_per_epoch
 
-    def learning_rate(self):
-        """The schedule's value for the current step."""
-        return learning_rate(self.method, self.description.name, self.epoch)
+    def learning_rate(self, epoch: int | None = None):
+        """The schedule's value for an epoch (default: that of the current step)."""
+        return learning_rate(self.method, self.description.name, self.epoch if epoch is None else epoch,
+                             self.data.name, self.rates)
 
     def check_images(self, images) -> None:
         images = np.asarray(images)

@@ -46,7 +46,8 @@ def build(
     methods: dict[str, type[Execution]] = METHODS,
     **options,
 ) -> Execution:
-    """A freshly initialised network. Options are the method's own (`weight_bits`, ...), see its class.
+    """A freshly initialised network. Options are the method's own (`weight_bits`, ...), see its class, and
+    `rates`, see `golden.schedules.parse`.
 
     `methods` names the class of each method, for executions other than the golden one.
     """
@@ -54,8 +55,8 @@ def build(
         raise InputError(f"unknown method {method!r}: choose from {', '.join(methods)}")
     cls = methods[method]
     for name in options:
-        if name not in cls.options:
-            known = ", ".join(cls.options) or "none"
+        if name not in (*cls.options, "rates"):
+            known = ", ".join((*cls.options, "rates"))
             raise InputError(f"method {method} has no option {name!r}: its options are {known}")
     network = cls(method, describe(model, data), seed, batch=batch, **options)
     network.chosen_options = options

@@ -577,7 +577,7 @@ def _compiler(config: CoreConfig, network: Execution, *sizes) -> Compiler:
 
 def compile_training(config: CoreConfig, network: Execution, *, batch: int, capacity: int, steps: int,
                      rate: int) -> Compiled:
-    """A program of ``steps`` whole training steps at one learning rate (golden.schedules.learning_rate), with memory
+    """A program of ``steps`` whole training steps at one learning rate (golden.schedules), with memory
     for ``capacity`` batches. Raises :class:`CompileError` when the network does not fit the core.
     """
     return _compiler(config, network, batch, capacity, steps).training(rate)

@@ -75,7 +75,7 @@ def training_doorbells(network, dataset, steps: int, capacity: int):
         epoch, position = divmod(step, per_epoch)
         if position == 0 or step == network.step_index:
             batches = data_module.batches(dataset, network.seed, epoch, network.batch, position)
-        rate = golden.train.learning_rate(network.method, network.description.name, epoch)
+        rate = network.learning_rate(epoch)
         if current is None or len(current.batches) == capacity or current.rate != rate:
             if current:
                 yield current
@@ -116,7 +116,7 @@ class Programs:
     @property
     def layout(self) -> compiler.Compiled:
         """A training program of one step: all training programs have their tensors where it has them."""
-        rate = golden.train.learning_rate(self.network.method, self.network.description.name, 0)
+        rate = self.network.learning_rate(0)
         return compiler.compile_training(self.config, self.network, batch=self.network.batch, capacity=self.capacity,
                                          steps=1, rate=rate)
 

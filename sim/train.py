@@ -122,7 +122,7 @@ def _restore(network, floating, step: int, config: CoreConfig, pieces: dict):
     """Put the networks where they were after ``step`` steps, golden's from what lay in the core's memory."""
     if step:
         layout = compiler.compile_training(config, network, batch=network.batch, capacity=1, steps=1,
-                                           rate=golden.train.learning_rate(network.method, network.description.name, 0))
+                                           rate=network.learning_rate(0))
         scalars = layout.dump.layout.unpack(pieces[f"memory:{layout.dump.name}"])
         for name in network.state:
             tensor = layout.tensors[name]

@@ -4,6 +4,7 @@ import hashlib
 import io
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -15,7 +16,7 @@ import pytest
 from golden import data, schedules
 from golden.__main__ import main
 from golden.errors import InputError
-from golden.train import METHODS, Progress, build, evaluate, load_checkpoint, step
+from golden.train import METHODS, Progress, build, evaluate, load_checkpoint, save_checkpoint, step
 from golden.train import train as train_network
 
 RUNS = [("niti", "mlp"), ("niti-2020", "tiny-cnn"), ("wage", "tiny-cnn"), ("dfp", "tiny-cnn-bn"), ("float", "mlp")]
@@ -162,6 +163,30 @@ def test_schedules_depend_on_the_epoch_only():
     assert (network.epoch, network.learning_rate()) != (0, before)
     with pytest.raises(InputError, match="unknown method 'adam'"):
         schedules.learning_rate("adam", "mlp", 0)
+
+
+def test_rates_replace_the_schedule_and_are_resumed(tmp_path):
+    assert schedules.parse("wage", "0:3, 20:-2") == [(0, 3), (20, -2)]
+    assert schedules.parse("dfp", "0:205p-13,6:51p-15") == [(0, (205, -13)), (6, (51, -15))]
+    network = build("niti", "mlp", 1, batch=32, rates="0:4,2:1")
+    assert [network.learning_rate(epoch) for epoch in range(4)] == [4, 4, 1, 1]
+    network.step_index = 2 * network.steps_per_epoch
+    save_checkpoint(network, tmp_path)
+    assert load_checkpoint(tmp_path)[0].learning_rate() == 1
+    assert network.learning_rate(7) != build("niti", "mlp", 1).learning_rate(7)
+
+
+@pytest.mark.parametrize("method, rates, message", [
+    ("wage", "3", "'3' is not EPOCH:RATE as wage takes it, such as 0:3,5:1"),
+    ("dfp", "0:3", "'0:3' is not EPOCH:RATE as dfp takes it, such as 0:205p-13"),
+    ("wage", "1:3", "epochs must begin with 0 and increase"),
+    ("wage", "0:3,5:2,5:1", "epochs must begin with 0 and increase"),
+    ("niti", "0:-1", "-1 is outside 0..15"),
+    ("float", "0:256p-3", "256 is outside 1..255"),
+])
+def test_bad_rates_are_refused(method, rates, message):
+    with pytest.raises(InputError, match=re.escape(message)):
+        build(method, "mlp", 1, rates=rates)
 
 
 def test_memory_of_lenet_at_batch_256():
