@@ -169,17 +169,17 @@ class WideLanes(wiring.Component):
                 m.d.sync += word.eq(fetch.data)
                 loads = Signal()
                 with m.If(~writing):
-                    m.d.comb += loads.eq((chosen & Cat(source.valid for source in sources)).any())
-                    m.d.comb += [source.ready.eq(chosen[k]) for k, source in enumerate(sources)]
-                    m.d.comb += [self.starved.eq(chosen.any() & ~loads), write.en.eq(loads.replicate(lanes))]
+                    m.d.comb += [loads.eq((chosen & Cat(source.valid for source in sources)).any()),
+                                 self.starved.eq(chosen.any() & ~loads), write.en.eq(loads.replicate(lanes))]
+                    for k, source in enumerate(sources):
+                        m.d.comb += source.ready.eq(chosen[k])
+                        with m.If(chosen[k]):
+                            m.d.comb += write.addr.eq(k)
+                            m.d.comb += [write.data[lane].eq(source.payload[lane]) for lane in range(lanes)]
                     with m.If(loads):
                         m.d.sync += choose(rest)
                     with m.If((chosen == 0) | (loads & (rest == 0))):
                         m.next = "ISSUE"
-                for k, source in enumerate(sources):
-                    with m.If(chosen[k]):
-                        m.d.comb += write.addr.eq(k)
-                        m.d.comb += [write.data[lane].eq(source.payload[lane]) for lane in range(lanes)]
             with m.State("ISSUE"):
                 with m.If((turn == 0) & (word.op == WideOperation.END)):
                     m.d.comb += [following.eq(self.entry), nest.step.eq(1)]

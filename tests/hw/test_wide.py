@@ -171,7 +171,9 @@ def test_random_programs_over_loops(pattern):
                 operand = b.rng.randrange(3)
             lines.append({Op.MOVE: (op, dst, operand), Op.BIT_LENGTH: (op, dst, a), Op.SQRT: (op, dst, a)}
                          .get(op, (op, dst, a, operand)))
-        return [*lines, (Op.RANGE, b.rng.randrange(RANGES), b.rng.randrange(16)), (Op.WRITE, lines[-1][1])]
+        lines += [(Op.RANGE, b.rng.randrange(RANGES), b.rng.randrange(16)), (Op.WRITE, lines[-1][1])]
+        # A result that is on its way to its register when the next iteration's sources come.
+        return lines + [(Op.ADD, b.rng.randrange(4, 16), b.rng.randrange(16), 7)] * b.rng.randrange(2)
 
     async def bench(ctx):
         # Registers have no reset: start from known values.
