@@ -71,10 +71,10 @@ COMPUTES = "test_programs_compute_what_golden_computes"
 PROGRAMS, DFP = f"tests/sim/test_programs.py::{COMPUTES}", f"tests/sim/test_dfp.py::{COMPUTES}"
 NITI_MLP, NITI = f"{PROGRAMS}[niti-mlp-8-1-options2]", f"{PROGRAMS}[niti-tiny-cnn-5-1-options4]"
 WAGE_MLP, WAGE = f"{PROGRAMS}[wage-mlp-8-1-options0]", f"{PROGRAMS}[wage-tiny-cnn-5-5-options1]"
-DFP_MLP, DFP_NORM = f"{DFP}[tiny-mlp-32-3-options0]", f"{DFP}[tiny-tiny-cnn-bn-2-2-options3]"
+DFP_MLP, DFP_NORM = f"{DFP}[tiny-mlp-32-3-options0]", f"{DFP}[tiny-tiny-cnn-bn-2-2-options4]"
 MASTERS = "tests/sim/test_programs.py::test_wage_masters_at_the_edges"
 POWER = "tests/sim/test_programs.py::test_a_maximum_that_is_a_power_of_two"
-RESIDUAL = f"{DFP}[tiny-block-2-2-options4]"
+RESIDUAL = f"{DFP}[tiny-block-2-2-options5]"
 
 # The arithmetic is in hw; what each method makes of it, and in which order, in sim.
 MUTATIONS = (
