@@ -87,8 +87,8 @@ MUTATIONS = (
              "threshold.eq((draw1 ^ (~negative[1]).replicate(32)) << (word - 32)),\n"
              "                                 low.eq(~negative[1])]",
              "threshold.eq((~draw1)[:32] << (word - 32)), low.eq(1)]", (f"{ROUND}[stochastic]",)),
-    Mutation("pseudo-stochastic keeps ties", "hw/round_shift.py", "<< odd1), low.eq(0)",
-             "<< odd1), low.eq(1)", (f"{ROUND}[pseudo_stochastic]",)),
+    Mutation("pseudo-stochastic halves of odd shifts", "hw/round_shift.py", "(padded & low_half1) << odd1",
+             "padded & low_half1", (f"{ROUND}[pseudo_stochastic]",)),
     Mutation("saturation to -128", "hw/round_shift.py", "Mux(minus, -bound, bound)",
              "Mux(minus, -bound - 1, bound)", (f"{ROUND}[nearest]",)),
     Mutation("zero counts as positive", "hw/round_shift.py", "positive = ~negative[3] & rotated.any()",
