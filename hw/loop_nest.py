@@ -57,7 +57,7 @@ class LoopNest(wiring.Component):
         m.d.comb += self.last.eq(self.at_last.all())
         following_last = Signal(self.levels)
         for k in levels:
-            single = self.count[k] <= 1
+            single = ~self.count[k][1:].any()
             with m.If(self.load | (self.step & (advance[:k].any() | self.last))):
                 m.d.comb += following_last[k].eq(single)
                 m.d.sync += [left[k].eq(Mux(single, 0, self.count[k] - 1)), self.at_first[k].eq(1)]

@@ -122,7 +122,7 @@ class RoundShift(wiring.Component):
         def above(bound, bits, name):
             """Bit k: bound > k, so the mask 2**bound - 1."""
             mask = Signal(bits, name=name)
-            m.d.comb += mask.eq(Cat(bound > k for k in range(bits)))
+            m.d.comb += mask.eq(Cat(bound > k for k in range(min(bits, (1 << len(bound)) - 1))))
             return mask
 
         m.d.comb += self.o_valid.eq(later("valid", self.i_valid, 0, self.latency)[self.latency])

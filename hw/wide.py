@@ -106,7 +106,7 @@ class WideLanes(wiring.Component):
                 m.d.sync += [a[p].eq(own_a), b[p].eq(Mux(word.kind == Kind.LANE, own_b, shared))]
 
         # Processors.
-        serial = Signal(range(processors))
+        serial = Signal(range(max(2, processors)))      # a Verilog signal has at least one bit
         answers = Signal(data.ArrayLayout(BITS, processors), reset_less=True)
         results, magnitude = [], 0
         for p in range(processors):

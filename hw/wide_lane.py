@@ -15,9 +15,9 @@ HALF = 16       # digits of the product's operands: 3 x 2 products of 16 bits
 
 
 def _highest_one(value):
-    """Whether a value (a power of two of bits) has a one, and the index of its highest."""
-    if len(value) == 1:
-        return value, Const(0, 0)
+    """Whether a value (2, 4, 8, .. bits) has a one, and the index of its highest."""
+    if len(value) == 2:
+        return value.any(), value[1]
     middle = len(value) // 2
     (low, low_index), (high, high_index) = _highest_one(value[:middle]), _highest_one(value[middle:])
     return low | high, Cat(Mux(high, high_index, low_index), high)
