@@ -93,4 +93,5 @@ def test_no_unknown_bit_reaches_a_port_or_memory(tmp_path, monkeypatch, method):
     network.step(*doorbell.batches[0])
     memory = (tmp_path / "memory.bin").read_bytes()
     for region, data in compiled.state(network.state):
-        assert memory[region.address:][:len(data)] == bytes(data), region.name
+        if region.name != compiled.dump.name:       # whose other registers are not the network's state
+            assert memory[region.address:][:len(data)] == bytes(data), region.name
