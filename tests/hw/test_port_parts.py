@@ -38,7 +38,7 @@ def test_round_robin_takes_the_next_requester_after_the_last(count):
     simulate(dut, bench)
 
 
-@pytest.mark.parametrize("depth", [1, 2, 3, 16])
+@pytest.mark.parametrize("depth", [1, 2, 3, 16, 17, 40])     # more than 16: with an output register
 @pytest.mark.parametrize("pattern", STALLS)
 def test_fifo_keeps_order(depth, pattern):
     dut = Fifo(8, depth)
@@ -57,13 +57,14 @@ def test_fifo_keeps_order(depth, pattern):
     async def room(ctx):
         async for _, _, level, ready in ctx.tick().sample(dut.level, dut.input.ready):
             assert ready or level >= depth
-            assert level <= depth + 1
+            assert level <= depth + 1 + (depth > 16)
 
     simulate(dut, put, get, background=(check, room))
 
 
-def test_fifo_clear_drops_what_is_held():
-    dut = Fifo(8, 4)
+@pytest.mark.parametrize("depth", [4, 20])
+def test_fifo_clear_drops_what_is_held(depth):
+    dut = Fifo(8, depth)
 
     async def bench(ctx):
         await stream_put(ctx, dut.input, [1, 2, 3])
