@@ -204,7 +204,7 @@ class Core(wiring.Component):
         for source, (valid, code, address, _) in zip(errors.sources, reports, strict=True):
             m.d.comb += [source.valid.eq(valid), source.report.code.eq(code), source.report.address.eq(address)]
         for valid, _, _, where in reversed(reports):
-            with m.If(valid & ~errors.error):
+            with m.If(valid & ~errors.found):
                 m.d.sync += descriptor.eq(where)
         m.d.comb += [
             errors.clear.eq(soft_reset), registers.error.eq(errors.error), registers.error_code.eq(errors.code),

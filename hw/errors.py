@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import enum
 
-from amaranth.hdl import Module
+from amaranth.hdl import Cat, Module, Signal
 from amaranth.lib import data, wiring
 from amaranth.lib.wiring import In, Out
 
@@ -50,27 +50,31 @@ class ErrorLatch(wiring.Component):
     ----------
     sources : In(ErrorReport).array(n); of simultaneous reports the lowest index wins.
     event : Out(1)  any source reports in this cycle (combinational).
-    clear : In(1)  forgets the error, and what is reported in the same cycle.
-    error, code, address, client : the error, from the cycle after its report on.
+    found : Out(1)  an error is kept or was reported in the cycle before.
+    clear : In(1)  forgets the error, and what is reported in this cycle or was in the one before.
+    error, code, address, client : the error, from the second cycle after its report on.
     """
 
     def __init__(self, sources: int):
         if sources < 1:
             raise ValueError(f"an error latch needs at least one source, not {sources}")
-        super().__init__({"sources": In(ErrorReport()).array(sources), "clear": In(1), "event": Out(1),
+        super().__init__({"sources": In(ErrorReport()).array(sources), "clear": In(1), "event": Out(1), "found": Out(1),
                           "error": Out(1), "code": Out(ERROR_BITS), "address": Out(ADDRESS_BITS),
                           "client": Out(CLIENT_BITS)})
 
     def elaborate(self, platform):
         m = Module()
+        # The sources report late in a cycle, so the choice between them ends in a register of its own.
+        reported, report = Signal(), Signal.like(self.sources[0].report)
+        valid = Cat(source.valid for source in self.sources)
+        m.d.sync += reported.eq(valid.any() & ~self.clear)
+        for source in reversed(list(self.sources)):
+            with m.If(source.valid):
+                m.d.sync += report.eq(source.report)
+        m.d.comb += [self.event.eq(valid.any()), self.found.eq(self.error | reported)]
         with m.If(self.clear):
             m.d.sync += self.error.eq(0)
-        with m.Elif(~self.error):
-            for source in reversed(list(self.sources)):
-                with m.If(source.valid):
-                    m.d.sync += [self.error.eq(1), self.code.eq(source.report.code),
-                                 self.address.eq(source.report.address), self.client.eq(source.report.client)]
-        for source in self.sources:
-            with m.If(source.valid):
-                m.d.comb += self.event.eq(1)
+        with m.Elif(reported & ~self.error):
+            m.d.sync += [self.error.eq(1), self.code.eq(report.code), self.address.eq(report.address),
+                         self.client.eq(report.client)]
         return m

@@ -13,6 +13,7 @@ from .errors import CLIENT_BITS, ERROR_BITS, ErrorCode, ErrorLatch
 from .fifo import Fifo
 from .interfaces import ADDRESS_BITS, ReadClient, line_address_bits
 from .round_robin import RoundRobin
+from .skid_buffer import SkidBuffer
 from .window import Window
 
 __all__ = ["OUTSTANDING_LINES", "READ_PATIENCE", "ReadPort"]
@@ -48,7 +49,7 @@ class ReadPort(wiring.Component):
     After an error or a soft reset the port halts: it accepts no request, drops all queued requests and responses, and
     takes what memory still sends. It resumes when memory owes nothing, ``reset`` is low and the error is cleared.
 
-    Latency: four cycles from a request that ends a burst to ARVALID, one from the last beat of a line to a
+    Latency: five cycles from a request that ends a burst to ARVALID, one from the last beat of a line to a
     response without FIFO, three with FIFO.
     """
 
@@ -89,33 +90,46 @@ class ReadPort(wiring.Component):
         ]
         with m.If(self.reset | errors.event):
             m.d.sync += halted.eq(1)
-        with m.Elif(self.quiet & ~errors.error):
+        with m.Elif(self.quiet & ~errors.found):
             m.d.sync += halted.eq(0)
 
         # The line that arrived last, for one cycle.
         line, line_client, line_valid = Signal(self.config.line_bits), Signal(CLIENT_BITS), Signal()
-        coalescers = []
+        bursts, nothing_queued = [], []
         for i, (client, depth) in enumerate(zip(self.clients, self.depths, strict=True)):
             coalescer = Coalescer(self.config, READ_PATIENCE)
             m.submodules[f"coalescer{i}"] = ResetInserter(halted)(coalescer)
-            coalescers.append(coalescer)
+            # Its ready is a register: the way back from the arbiter ends here.
+            m.submodules[f"burst{i}"] = burst = ResetInserter(halted)(SkidBuffer(burst_layout(self.config)))
+            wiring.connect(m, coalescer.burst, burst.input)
+            bursts.append(burst.output)
+            # A request rests in a register while it is compared with the window.
+            asked, line_asked = Signal(name=f"asked{i}"), Signal(address_bits, name=f"line_asked{i}")
+            inside = Signal(name=f"inside{i}")
+            nothing_queued.append(~asked & coalescer.empty & ~burst.output.valid)
             delivered = Signal(name=f"delivered{i}")
             reserved = Signal(range(depth + 1), name=f"reserved{i}")
             may_request = ~halted & (reserved != depth if depth else 1)
-            accepted = client.request.valid & client.request.ready
+            leaves, accepted = Signal(name=f"leaves{i}"), Signal(name=f"accepted{i}")
             m.d.comb += [
-                client.request.ready.eq(coalescer.line.ready & may_request),
-                coalescer.line.valid.eq(client.request.valid & may_request & window.inside[i]),
+                leaves.eq(coalescer.line.ready & may_request), accepted.eq(asked & leaves),
+                client.request.ready.eq((~asked | leaves) & ~halted),
+                coalescer.line.valid.eq(asked & may_request & inside),
                 # Room comes back by itself when more lines are reserved than the burst being collected holds.
-                coalescer.hold.eq(client.request.valid & ~may_request if depth >= 2 * BURST_LINES else 0),
-                coalescer.line.payload.eq(client.request.payload),
+                coalescer.hold.eq(asked & ~may_request if depth >= 2 * BURST_LINES else 0),
+                coalescer.line.payload.eq(line_asked),
                 window.lines[i].eq(client.request.payload),
-                errors.sources[i].valid.eq(accepted & ~window.inside[i]),
+                errors.sources[i].valid.eq(accepted & ~inside),
                 errors.sources[i].report.code.eq(ErrorCode.READ_OUTSIDE_WINDOW),
-                errors.sources[i].report.address.eq(client.request.payload << offset_bits),
+                errors.sources[i].report.address.eq(line_asked << offset_bits),
                 errors.sources[i].report.client.eq(i),
                 delivered.eq(line_valid & ~halted & (line_client == i)),
             ]
+            with m.If(client.request.ready):
+                m.d.sync += [asked.eq(client.request.valid), line_asked.eq(client.request.payload),
+                             inside.eq(window.inside[i])]
+            with m.If(halted):
+                m.d.sync += asked.eq(0)
             if depth == 0:
                 m.d.comb += [client.response.valid.eq(delivered), client.response.payload.eq(line)]
                 continue
@@ -130,20 +144,23 @@ class ReadPort(wiring.Component):
                 m.d.sync += reserved.eq(reserved + accepted - taken)
 
         # Choose a burst per cycle, remember whose it is, and queue it for the address channel.
+        # Their lines count as outstanding a cycle later, so meanwhile there must be room for two bursts.
         may_issue, issued = Signal(), Signal()
+        issued_lines = Signal(range(BURST_LINES + 1))
+        room = Mux(issued_lines == 0, outstanding <= OUTSTANDING_LINES - BURST_LINES,
+                   outstanding <= OUTSTANDING_LINES - 2 * BURST_LINES)
         m.d.comb += [
-            may_issue.eq(addresses.input.ready & (outstanding <= OUTSTANDING_LINES - BURST_LINES)),
+            may_issue.eq(addresses.input.ready & room),
             issued.eq(arbiter.valid & may_issue), arbiter.advance.eq(may_issue),
             addresses.input.valid.eq(issued), expected.input.valid.eq(issued),
             expected.input.payload.client.eq(arbiter.choice),
             expected.input.payload.address.eq(addresses.input.payload.address),
-            arbiter.requests.eq(Cat(coalescer.burst.valid for coalescer in coalescers)),
+            arbiter.requests.eq(Cat(burst.valid for burst in bursts)),
         ]
         with m.Switch(arbiter.choice):
-            for i, coalescer in enumerate(coalescers):
+            for i, burst in enumerate(bursts):
                 with m.Case(i):
-                    m.d.comb += [addresses.input.payload.eq(coalescer.burst.payload),
-                                 coalescer.burst.ready.eq(issued)]
+                    m.d.comb += [addresses.input.payload.eq(burst.payload), burst.ready.eq(issued)]
         head = addresses.output.payload
         m.d.comb += [
             self.axi.arvalid.eq(addresses.output.valid), addresses.output.ready.eq(self.axi.arready),
@@ -163,7 +180,7 @@ class ReadPort(wiring.Component):
             errors.sources[count].report.code.eq(ErrorCode.READ_FAILED),
             errors.sources[count].report.address.eq((expected.output.payload.address + index) << offset_bits),
             errors.sources[count].report.client.eq(expected.output.payload.client),
-            self.quiet.eq((outstanding == 0) & Cat(coalescer.empty for coalescer in coalescers).all()),
+            self.quiet.eq((outstanding == 0) & (issued_lines == 0) & Cat(nothing_queued).all()),
         ]
         m.d.sync += line_valid.eq(line_end)
         with m.If(taken):
@@ -173,6 +190,6 @@ class ReadPort(wiring.Component):
                 m.d.sync += beat.eq(beat + 1)      # wraps: a power of two
         with m.If(line_end):
             m.d.sync += index.eq(Mux(self.axi.rlast, 0, index + 1))
-        extra = addresses.input.payload.extra
-        m.d.sync += outstanding.eq(outstanding + Mux(issued, extra + 1, 0) - line_end)
+        m.d.sync += [issued_lines.eq(Mux(issued, addresses.input.payload.extra + 1, 0)),
+                     outstanding.eq(outstanding + issued_lines - line_end)]
         return m

@@ -13,6 +13,7 @@ from .errors import CLIENT_BITS, ERROR_BITS, ErrorCode, ErrorLatch
 from .fifo import Fifo
 from .interfaces import ADDRESS_BITS, WriteClient, line_address_bits
 from .round_robin import RoundRobin
+from .skid_buffer import SkidBuffer
 from .window import Window
 
 __all__ = ["BUFFER_LINES", "WRITE_PATIENCE", "WritePort"]
@@ -49,7 +50,7 @@ class WritePort(wiring.Component):
     After an error or a soft reset the port takes no further line, but lines taken before are written: whole bursts
     are promised to memory. It resumes when all are acknowledged, ``reset`` is low and the error is cleared.
 
-    Latency: five cycles from a line that ends a burst to AWVALID and WVALID.
+    Latency: six cycles from a line that ends a burst to AWVALID and WVALID.
     """
 
     def __init__(self, config: CoreConfig, clients: int):
@@ -88,51 +89,65 @@ class WritePort(wiring.Component):
         ]
         with m.If(self.reset | errors.event):
             m.d.sync += halted.eq(1)
-        with m.Elif(self.quiet & ~errors.error):
+        with m.Elif(self.quiet & ~errors.found):
             m.d.sync += halted.eq(0)
 
-        coalescers, buffers = [], []
+        bursts, buffers = [], []
         for i, client in enumerate(self.clients):
             m.submodules[f"coalescer{i}"] = coalescer = Coalescer(config, WRITE_PATIENCE)
             m.submodules[f"buffer{i}"] = buffer = Fifo(body, BUFFER_LINES)
-            coalescers.append(coalescer)
+            # Its ready is a register: the way back from the arbiter ends here.
+            m.submodules[f"burst{i}"] = ready_burst = SkidBuffer(burst)
+            wiring.connect(m, coalescer.burst, ready_burst.input)
+            bursts.append(ready_burst.output)
             buffers.append(buffer)
+            # A line rests in a register while its address is compared with the window.
+            taken = Signal(data.StructLayout({"address": address_bits, "body": body}), name=f"taken{i}")
+            held, inside = Signal(name=f"held{i}"), Signal(name=f"inside{i}")
             pending = Signal(range(OUTSTANDING_LINES + BUFFER_LINES + BURST_LINES), name=f"pending{i}")
-            taken, kept = Signal(name=f"taken{i}"), Signal(name=f"kept{i}")
+            leaves, kept = Signal(name=f"leaves{i}"), Signal(name=f"kept{i}")
             m.d.comb += [
-                client.line.ready.eq(coalescer.line.ready & buffer.input.ready & ~halted),
-                taken.eq(client.line.valid & client.line.ready), kept.eq(taken & window.inside[i]),
+                leaves.eq(coalescer.line.ready & buffer.input.ready), kept.eq(held & leaves & inside),
+                client.line.ready.eq((~held | leaves) & ~halted),
                 window.lines[i].eq(client.line.payload.address),
                 # A full buffer empties by itself: it holds more than the burst that is being collected.
-                coalescer.hold.eq(client.line.valid & ~buffer.input.ready & ~halted),
-                coalescer.line.valid.eq(kept), coalescer.line.payload.eq(client.line.payload.address),
-                buffer.input.valid.eq(kept), buffer.input.payload.data.eq(client.line.payload.data),
-                buffer.input.payload.strobe.eq(client.line.payload.strobe),
-                errors.sources[i].valid.eq(taken & ~window.inside[i]),
+                coalescer.hold.eq(held & ~buffer.input.ready),
+                coalescer.line.valid.eq(kept), coalescer.line.payload.eq(taken.address),
+                buffer.input.valid.eq(kept), buffer.input.payload.eq(taken.body),
+                errors.sources[i].valid.eq(held & leaves & ~inside & ~halted),
                 errors.sources[i].report.code.eq(ErrorCode.WRITE_OUTSIDE_WINDOW),
-                errors.sources[i].report.address.eq(client.line.payload.address << offset_bits),
+                errors.sources[i].report.address.eq(taken.address << offset_bits),
                 errors.sources[i].report.client.eq(i),
-                client.idle.eq(pending == 0),
             ]
+            with m.If(leaves):
+                m.d.sync += held.eq(0)
+            with m.If(client.line.ready):
+                m.d.sync += [held.eq(client.line.valid), inside.eq(window.inside[i]),
+                             taken.address.eq(client.line.payload.address),
+                             taken.body.data.eq(client.line.payload.data),
+                             taken.body.strobe.eq(client.line.payload.strobe)]
+            m.d.sync += client.idle.eq((pending == 0) & ~held & ~(client.line.valid & client.line.ready))
             mine = acknowledged & (expected.output.payload.client == i)
             m.d.sync += pending.eq(pending + kept - Mux(mine, acknowledged_lines, 0))
 
         # Choose a burst per cycle and queue it for the address, data and response channels.
+        # Their lines count as outstanding a cycle later, so meanwhile there must be room for two bursts.
         may_issue, issued = Signal(), Signal()
+        issued_lines = Signal(range(BURST_LINES + 1))
+        room = Mux(issued_lines == 0, outstanding <= OUTSTANDING_LINES - BURST_LINES,
+                   outstanding <= OUTSTANDING_LINES - 2 * BURST_LINES)
         m.d.comb += [
-            may_issue.eq(addresses.input.ready & sending.input.ready
-                         & (outstanding <= OUTSTANDING_LINES - BURST_LINES)),
+            may_issue.eq(addresses.input.ready & sending.input.ready & room),
             issued.eq(arbiter.valid & may_issue), arbiter.advance.eq(may_issue),
-            arbiter.requests.eq(Cat(coalescer.burst.valid for coalescer in coalescers)),
+            arbiter.requests.eq(Cat(burst.valid for burst in bursts)),
             sending.input.payload.client.eq(arbiter.choice), sending.input.payload.burst.eq(addresses.input.payload),
             expected.input.payload.eq(sending.input.payload),
             addresses.input.valid.eq(issued), sending.input.valid.eq(issued), expected.input.valid.eq(issued),
         ]
         with m.Switch(arbiter.choice):
-            for i, coalescer in enumerate(coalescers):
+            for i, chosen in enumerate(bursts):
                 with m.Case(i):
-                    m.d.comb += [addresses.input.payload.eq(coalescer.burst.payload),
-                                 coalescer.burst.ready.eq(issued)]
+                    m.d.comb += [addresses.input.payload.eq(chosen.payload), chosen.ready.eq(issued)]
         head = addresses.output.payload
         m.d.comb += [
             self.axi.awvalid.eq(addresses.output.valid), addresses.output.ready.eq(self.axi.awready),
@@ -141,31 +156,35 @@ class WritePort(wiring.Component):
             self.axi.awsize.eq(config.beat_bytes.bit_length() - 1), self.axi.awburst.eq(INCR),
         ]
 
-        # Send the data of the first burst in line, a beat per cycle, from its client's buffer.
+        # Send the lines of the first burst in turn from its client's buffer, a beat per cycle.
+        m.submodules.line = line = SkidBuffer(data.StructLayout({"body": body, "last": 1}))
         beat, sent = Signal(range(beats)) if beats > 1 else Const(0, 1), Signal(range(BURST_LINES))
-        current, line = sending.output.payload, Signal(body)
-        next_beat, line_end, burst_end = Signal(), Signal(), Signal()
+        current = sending.output.payload
+        next_line, next_beat, line_end = Signal(), Signal(), Signal()
+        there = [buffer.output.valid & (current.client == i) for i, buffer in enumerate(buffers)]
         m.d.comb += [
-            line.eq(Array(buffer.output.payload for buffer in buffers)[current.client]),
-            next_beat.eq((~self.axi.wvalid | self.axi.wready) & sending.output.valid
-                         & Array(buffer.output.valid for buffer in buffers)[current.client]),
-            line_end.eq(beat == beats - 1), burst_end.eq(line_end & (sent == current.burst.extra)),
-            sending.output.ready.eq(next_beat & burst_end),
+            line.input.payload.body.eq(Array(buffer.output.payload for buffer in buffers)[current.client]),
+            line.input.payload.last.eq(sent == current.burst.extra),
+            line.input.valid.eq(sending.output.valid & Cat(there).any()),
+            next_line.eq(line.input.valid & line.input.ready),
+            sending.output.ready.eq(next_line & line.input.payload.last),
+            next_beat.eq((~self.axi.wvalid | self.axi.wready) & line.output.valid),
+            line_end.eq(beat == beats - 1), line.output.ready.eq(next_beat & line_end),
         ]
         for i, buffer in enumerate(buffers):
-            m.d.comb += buffer.output.ready.eq(next_beat & line_end & (current.client == i))
+            m.d.comb += buffer.output.ready.eq(sending.output.valid & line.input.ready & (current.client == i))
+        with m.If(next_line):
+            m.d.sync += sent.eq(Mux(line.input.payload.last, 0, sent + 1))
         with m.If(self.axi.wready):
             m.d.sync += self.axi.wvalid.eq(0)
         with m.If(next_beat):
             m.d.sync += [
-                self.axi.wvalid.eq(1), self.axi.wlast.eq(burst_end),
-                self.axi.wdata.eq(line.data.word_select(beat, 8 * config.beat_bytes)),
-                self.axi.wstrb.eq(line.strobe.word_select(beat, config.beat_bytes)),
+                self.axi.wvalid.eq(1), self.axi.wlast.eq(line_end & line.output.payload.last),
+                self.axi.wdata.eq(line.output.payload.body.data.word_select(beat, 8 * config.beat_bytes)),
+                self.axi.wstrb.eq(line.output.payload.body.strobe.word_select(beat, config.beat_bytes)),
             ]
             if beats > 1:
                 m.d.sync += beat.eq(beat + 1)      # wraps: a power of two
-            with m.If(line_end):
-                m.d.sync += sent.eq(Mux(burst_end, 0, sent + 1))
 
         oldest = expected.output.payload
         m.d.comb += [
@@ -176,6 +195,6 @@ class WritePort(wiring.Component):
             errors.sources[count].report.address.eq(oldest.burst.address << offset_bits),
             errors.sources[count].report.client.eq(oldest.client),
         ]
-        issued_lines = Mux(issued, addresses.input.payload.extra + 1, 0)
-        m.d.sync += outstanding.eq(outstanding + issued_lines - Mux(acknowledged, acknowledged_lines, 0))
+        m.d.sync += [issued_lines.eq(Mux(issued, addresses.input.payload.extra + 1, 0)),
+                     outstanding.eq(outstanding + issued_lines - Mux(acknowledged, acknowledged_lines, 0))]
         return m

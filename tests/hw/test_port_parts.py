@@ -108,16 +108,21 @@ def test_error_latch_keeps_the_first_and_lowest():
         ctx.set(dut.clear, clear)
         assert ctx.get(dut.event) == bool(indices)
         await ctx.tick()
-        return ctx.get(dut.error), ctx.get(dut.code), ctx.get(dut.address), ctx.get(dut.client)
+        return ctx.get(dut.found), ctx.get(dut.error), ctx.get(dut.code), ctx.get(dut.address), ctx.get(dut.client)
 
     async def bench(ctx):
-        assert (await report(ctx))[0] == 0
-        assert await report(ctx, 2, 1) == (1, 2, 100, 1)
-        assert await report(ctx, 0) == (1, 2, 100, 1)
-        assert await report(ctx) == (1, 2, 100, 1)
-        assert (await report(ctx, clear=1))[0] == 0
-        assert await report(ctx, 2) == (1, 3, 200, 2)
-        assert (await report(ctx, 0, clear=1))[0] == 0
+        assert (await report(ctx))[:2] == (0, 0)
+        assert (await report(ctx, 2, 1))[:2] == (1, 0)
+        assert await report(ctx, 0) == (1, 1, 2, 100, 1)
+        assert await report(ctx) == (1, 1, 2, 100, 1)
+        assert (await report(ctx, clear=1))[:2] == (0, 0)
+        assert (await report(ctx, 2))[:2] == (1, 0)
+        assert await report(ctx) == (1, 1, 3, 200, 2)
+        assert (await report(ctx, 0, clear=1))[:2] == (0, 0)
+        assert (await report(ctx))[:2] == (0, 0)
+        await report(ctx, 0)
+        assert (await report(ctx, clear=1))[:2] == (0, 0)
+        assert (await report(ctx))[:2] == (0, 0)
 
     simulate(dut, bench)
 

@@ -156,7 +156,7 @@ def test_a_stalled_client_does_not_block_the_others():
 
     async def never_takes(ctx):
         await ctx.tick()
-        await stream_put(ctx, dut.clients[0].request, range(4))
+        await stream_put(ctx, dut.clients[0].request, range(5))     # four, and one that waits in the port
 
     async def takes(ctx):
         ctx.set(dut.window_limit, 0xFFFF_FFFF)
@@ -245,7 +245,8 @@ def test_a_window_that_cuts_a_line_excludes_it():
         await test.window(ctx)
         for line in (0x100, 0x17F):
             await stream_put(ctx, test.dut.clients[0].request, [line])
-            await ctx.tick()
+            while not ctx.get(test.dut.error):
+                await ctx.tick()
             assert ctx.get(test.dut.error_address) == line * 16
             await test.resume(ctx)
 

@@ -240,7 +240,8 @@ def test_window(line, inside):
             await test.put(ctx, 1, item)
         else:
             await stream_put(ctx, test.dut.clients[1].line, item)
-            await ctx.tick()
+            while not ctx.get(test.dut.error):
+                await ctx.tick()
             assert ctx.get(test.dut.error_code) == ErrorCode.WRITE_OUTSIDE_WINDOW
             assert ctx.get(test.dut.error_address) == line * 16
             assert ctx.get(test.dut.error_client) == 1
