@@ -1,13 +1,13 @@
-"""First in, first out queue of stream items in a memory with synchronous reads."""
+"""First in, first out queue of stream items."""
 
 from __future__ import annotations
 
-from amaranth.hdl import Module, ResetInserter, Shape, Value
+from amaranth.hdl import Module, Shape, Signal, Value
 from amaranth.lib import stream, wiring
-from amaranth.lib.fifo import SyncFIFOBuffered
+from amaranth.lib.memory import Memory
 from amaranth.lib.wiring import In, Out
 
-__all__ = ["Fifo"]
+__all__ = ["Fifo", "SHALLOW"]
 
 SHALLOW = 16        # items that a LUT RAM holds
 
@@ -15,9 +15,12 @@ SHALLOW = 16        # items that a LUT RAM holds
 class Fifo(wiring.Component):
     """Queue of items of ``shape``: a memory of ``depth`` items and an output register.
 
-    It is ready for input whenever fewer than ``depth`` items are held. One item in and one out per cycle (with depth
-    1 every other cycle); latency two cycles, three for more than 16 items: those need block RAM, whose own output is
-    too late in a cycle for anything else.
+    Its ready, a register, is high whenever fewer than ``depth`` items are held. One item in and one out per cycle (with
+    depth 1 every other cycle); latency two cycles, three for more than 16 items: those need block RAM, whose output is
+    too late in a cycle for anything but a register, so there are two registers behind each other.
+
+    No address is read in the cycle in which it is written. ``no_rw_check`` tells synthesis so: otherwise it adds a
+    bypass of registers and multiplexers to every block RAM (amaranth.lib.fifo's queues have no such attribute).
 
     Attributes
     ----------
@@ -35,18 +38,38 @@ class Fifo(wiring.Component):
 
     def elaborate(self, platform):
         m = Module()
-        fifo = SyncFIFOBuffered(width=Shape.cast(self.input.payload.shape()).width, depth=self.depth + 1)
-        m.submodules.queue = ResetInserter(self.clear)(fifo)
-        m.d.comb += [fifo.w_data.eq(self.input.payload), fifo.w_en.eq(self.input.valid),
-                     self.input.ready.eq(fifo.w_rdy)]
         output, payload = self.output, Value.cast(self.output.payload)
+        rows = 1 << (self.depth - 1).bit_length()
+        m.submodules.memory = memory = Memory(shape=Shape.cast(self.input.payload.shape()).width, depth=rows, init=[],
+                                              attrs={"no_rw_check": 1})
+        write = memory.write_port()
+        stored, room, some = Signal(range(self.depth + 1)), Signal(init=1), Signal()
+        put, get, free = Signal(), Signal(), Signal()
+        m.d.comb += [
+            self.input.ready.eq(room), put.eq(self.input.valid & room), free.eq(~output.valid | output.ready),
+            write.en.eq(put), write.data.eq(self.input.payload),
+        ]
         if self.depth <= SHALLOW:
-            m.d.comb += [payload.eq(fifo.r_data), output.valid.eq(fifo.r_rdy), fifo.r_en.eq(output.ready),
-                         self.level.eq(fifo.level)]
+            read = memory.read_port(domain="comb")
+            m.d.comb += [get.eq(some & free), self.level.eq(stored + output.valid)]
+            with m.If(free):
+                m.d.sync += [payload.eq(read.data), output.valid.eq(some)]
         else:
-            m.d.comb += [fifo.r_en.eq(~output.valid | output.ready), self.level.eq(fifo.level + output.valid)]
-            with m.If(fifo.r_en):
-                m.d.sync += [payload.eq(fifo.r_data), output.valid.eq(fifo.r_rdy)]
+            read, fetched = memory.read_port(), Signal()
+            m.d.comb += [get.eq(some & (~fetched | free)), read.en.eq(get),
+                         self.level.eq(stored + fetched + output.valid)]
+            with m.If(free):
+                m.d.sync += [payload.eq(read.data), output.valid.eq(fetched), fetched.eq(0)]
+            with m.If(get):
+                m.d.sync += fetched.eq(1)
             with m.If(self.clear):
-                m.d.sync += output.valid.eq(0)
+                m.d.sync += fetched.eq(0)
+        if rows > 1:
+            m.d.sync += [write.addr.eq(write.addr + put), read.addr.eq(read.addr + get)]
+        with m.If(put & ~get):
+            m.d.sync += [stored.eq(stored + 1), some.eq(1), room.eq(stored != self.depth - 1)]
+        with m.Elif(get & ~put):
+            m.d.sync += [stored.eq(stored - 1), room.eq(1), some.eq(stored != 1)]
+        with m.If(self.clear):
+            m.d.sync += [write.addr.eq(0), read.addr.eq(0), stored.eq(0), some.eq(0), room.eq(1), output.valid.eq(0)]
         return m

@@ -9,9 +9,11 @@ from amaranth.lib.wiring import In, Out
 from golden.rounding import Rounding
 
 from .config import CoreConfig
+from .fifo import SHALLOW, Fifo
 from .loop_nest import LoopNest
 from .random_words import RandomWords
 from .round_shift import ROUNDING_BITS, SHIFT_SHAPE, RoundShift
+from .skid_buffer import SkidBuffer
 
 __all__ = ["CHANNEL_BITS", "DRAWING", "ROUNDINGS", "TARGET_BITS", "Lanes", "lane_settings", "lane_state"]
 
@@ -87,7 +89,10 @@ class Lanes(wiring.Component):
     output : Out stream of V x signed(32). state : Out(ArrayLayout(lane_state(), V)), with it.
     starved : Out(1)  a stage could work on but lacks a vector of a source.
 
-    Throughput: one vector per cycle. Latency: RoundShift.latency + 1 cycles. With ``draw`` the first vector is taken
+    A vector enters only if there is room for it in the queue behind the rounder, so the rounder never waits; the stages
+    after the queue do.
+
+    Throughput: one vector per cycle. Latency: RoundShift.latency + 5 cycles. With ``draw`` the first vector is taken
     RandomWords.key_latency + RandomWords.latency + 1 cycles after ``start`` at the earliest.
     """
 
@@ -141,31 +146,50 @@ class Lanes(wiring.Component):
 
         pooled = self.pooled         # beside its element through the pipeline of the rounder
         for k in range(RoundShift.latency):
-            later = [Signal(2, name=f"pooled{k + 1}_{i}") for i in range(lanes_count)]
-            with m.If(rounder.enable):
-                m.d.sync += [after.eq(before) for after, before in zip(later, pooled, strict=True)]
+            later = [Signal(2, name=f"pooled{k + 1}_{i}", reset_less=True) for i in range(lanes_count)]
+            m.d.sync += [after.eq(before) for after, before in zip(later, pooled, strict=True)]
             pooled = later
 
-        need_other, need_choice, complete, free, step = Signal(), Signal(), Signal(), Signal(), Signal()
+        # The rounder runs freely into a queue; `under_way` counts the vectors in both.
+        element = data.StructLayout({"y": signed(32), "clipped": 1, "positive": 1, "pooled": 2})
+        m.submodules.rounded = rounded = Fifo(data.ArrayLayout(element, lanes_count), SHALLOW)
+        under_way, room, enter, step = Signal(range(SHALLOW + 1)), Signal(init=1), Signal(), Signal()
         m.d.comb += [
-            rounder.i_valid.eq(self.x.valid & drawn),
-            rounder.x.eq(self.x.payload),
-            rounder.shift.eq(settings.shift),
-            rounder.rounding.eq(settings.rounding),
-            rounder.target.eq(settings.width),
-            rounder.enable.eq(~rounder.o_valid | step),
-            self.x.ready.eq(rounder.enable & drawn),
+            self.x.ready.eq(room & drawn), enter.eq(self.x.valid & self.x.ready),
+            rounder.i_valid.eq(enter), rounder.x.eq(self.x.payload), rounder.shift.eq(settings.shift),
+            rounder.rounding.eq(settings.rounding), rounder.target.eq(settings.width),
+            rounded.input.valid.eq(rounder.o_valid), rounded.output.ready.eq(step),
+        ]
+        for i in range(lanes_count):
+            into = rounded.input.payload[i]
+            m.d.comb += [into.y.eq(rounder.o[i]), into.clipped.eq(rounder.clipped[i]),
+                         into.positive.eq(rounder.positive[i]), into.pooled.eq(pooled[i])]
+        with m.If(enter & ~step):
+            m.d.sync += [under_way.eq(under_way + 1), room.eq(under_way != SHALLOW - 1)]
+        with m.Elif(step & ~enter):
+            m.d.sync += [under_way.eq(under_way - 1), room.eq(1)]
 
+        # Three stages behind the queue: choice of the operands, their difference, the limit.
+        result = data.StructLayout({"value": data.ArrayLayout(signed(32), lanes_count),
+                                    "state": data.ArrayLayout(lane_state(), lanes_count)})
+        m.submodules.out = out = SkidBuffer(result)
+        chosen, subtracted, limited = Signal(), Signal(), Signal()     # that a vector is in the stage
+        free_limited = ~limited | out.input.ready
+        free_subtracted = ~subtracted | free_limited
+        free_chosen = ~chosen | free_subtracted
+        need_other, need_choice, complete = Signal(), Signal(), Signal()
+        m.d.comb += [
             need_other.eq(settings.mask | settings.subtract | settings.label),
             need_choice.eq(settings.unpool | settings.blocked.any()),
             complete.eq((self.other.valid | ~need_other) & (self.choice.valid | ~need_choice)),
-            free.eq(~output.valid | output.ready),
-            step.eq(rounder.o_valid & complete & free),
+            step.eq(rounded.output.valid & complete & free_chosen),
             self.other.ready.eq(step & need_other & (~settings.label | nest.at_last[4])),
             self.choice.ready.eq(step & need_choice),
-            self.starved.eq((rounder.enable & ~self.x.valid) | (rounder.o_valid & free & ~complete)),
+            self.starved.eq((room & ~self.x.valid) | (rounded.output.valid & free_chosen & ~complete)),
             nest.load.eq(self.start),
             nest.step.eq(step),
+            out.input.valid.eq(limited), output.valid.eq(out.output.valid), out.output.ready.eq(output.ready),
+            output.payload.eq(out.output.payload.value), self.state.eq(out.output.payload.state),
         ]
         position = Cat(~nest.at_first[4], ~nest.at_first[2])
         bound, target = Signal(31), Signal(32)
@@ -178,31 +202,34 @@ class Lanes(wiring.Component):
         m.d.sync += target.eq(1 << settings.label_log2)
         here = Signal()              # this vector holds the label's channel
         m.d.comb += here.eq(settings.label & (nest.value_channel[lane_bits:] == self.label[lane_bits:]))
-        with m.If(output.ready):
-            m.d.sync += output.valid.eq(0)
-        with m.If(step):
-            m.d.sync += output.valid.eq(1)
+        for free, full, before in ((free_chosen, chosen, step), (free_subtracted, subtracted, chosen),
+                                   (free_limited, limited, subtracted)):
+            with m.If(free):
+                m.d.sync += full.eq(before)
         for i in range(lanes_count):
-            y, other = rounder.o[i], self.other.payload[i]
+            head = rounded.output.payload[i]
+            y, other = head.y, self.other.payload[i]
             source2 = data.View(lane_state(), self.choice.payload[i].as_unsigned()[:lane_state().size])
             zero = ((settings.relu & (y < 0)) | (settings.mask & (other <= 0))
                     | (settings.unpool & (source2.position != position))
                     | (settings.blocked & Cat(source2.clipped, source2.inactive)).any())
-            minuend, subtrahend = Signal(signed(32), name=f"minuend_{i}"), Signal(signed(33), name=f"subtrahend_{i}")
-            value, result = Signal(signed(34), name=f"value_{i}"), Signal(signed(32), name=f"result_{i}")
-            m.d.comb += [minuend.eq(Mux(zero, 0, y)), value.eq(minuend - subtrahend), result.eq(value)]
-            with m.If(settings.subtract):
-                m.d.comb += [minuend.eq(other), subtrahend.eq(y)]
-            with m.If(here & (self.label[:lane_bits] == i)):
-                m.d.comb += subtrahend.eq(target)
-            with m.If(value > bound):
-                m.d.comb += result.eq(bound)
-            with m.Elif(value < -bound):
-                m.d.comb += result.eq(-bound)
-            with m.If(step):
+            minuend, subtrahend = Signal(signed(32), name=f"minuend_{i}"), Signal(signed(32), name=f"subtrahend_{i}")
+            labelled, difference = Signal(name=f"labelled_{i}"), Signal(signed(34), name=f"difference_{i}")
+            states = [Signal(lane_state(), name=f"state{k}_{i}") for k in range(2)]
+            with m.If(free_chosen):
                 m.d.sync += [
-                    output.payload[i].eq(result), self.state[i].position.eq(pooled[i]),
-                    self.state[i].clipped.eq(rounder.clipped[i] & (rounder.positive[i] | ~settings.relu)),
-                    self.state[i].inactive.eq(~rounder.positive[i]),
+                    minuend.eq(Mux(settings.subtract, other, Mux(zero, 0, y))),
+                    subtrahend.eq(Mux(settings.subtract, y, 0)), labelled.eq(here & (self.label[:lane_bits] == i)),
+                    states[0].position.eq(head.pooled), states[0].inactive.eq(~head.positive),
+                    states[0].clipped.eq(head.clipped & (head.positive | ~settings.relu)),
                 ]
+            with m.If(free_subtracted):
+                m.d.sync += [difference.eq(minuend - Mux(labelled, target, subtrahend)), states[1].eq(states[0])]
+            value, state = out.input.payload.value[i], out.input.payload.state[i]
+            with m.If(free_limited):
+                m.d.sync += [value.eq(difference), state.eq(states[1])]
+                with m.If(difference > bound):
+                    m.d.sync += value.eq(bound)
+                with m.Elif(difference < -bound):
+                    m.d.sync += value.eq(-bound)
         return m

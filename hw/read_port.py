@@ -7,7 +7,7 @@ from amaranth.lib import data, wiring
 from amaranth.lib.wiring import In, Out
 
 from .axi import INCR, Axi4Read
-from .coalescer import BURST_LINES, Coalescer, burst_layout
+from .coalescer import BURST_LINES, Coalescer, burst_layout, line_layout
 from .config import CoreConfig
 from .errors import CLIENT_BITS, ERROR_BITS, ErrorCode, ErrorLatch
 from .fifo import Fifo
@@ -104,30 +104,32 @@ class ReadPort(wiring.Component):
             wiring.connect(m, coalescer.burst, burst.input)
             bursts.append(burst.output)
             # A request rests in a register while it is compared with the window.
-            asked, line_asked = Signal(name=f"asked{i}"), Signal(address_bits, name=f"line_asked{i}")
-            inside = Signal(name=f"inside{i}")
+            asked, inside = Signal(name=f"asked{i}"), Signal(name=f"inside{i}")
+            line_asked, after = Signal(line_layout(self.config), name=f"line{i}"), Signal(address_bits, name=f"after{i}")
             nothing_queued.append(~asked & coalescer.empty & ~burst.output.valid)
             delivered = Signal(name=f"delivered{i}")
-            reserved = Signal(range(depth + 1), name=f"reserved{i}")
-            may_request = ~halted & (reserved != depth if depth else 1)
+            reserved, may_request = Signal(range(depth + 1), name=f"reserved{i}"), Signal(init=1, name=f"room{i}")
             leaves, accepted = Signal(name=f"leaves{i}"), Signal(name=f"accepted{i}")
             m.d.comb += [
-                leaves.eq(coalescer.line.ready & may_request), accepted.eq(asked & leaves),
+                # A line outside the window stays until the error it is has halted the port.
+                leaves.eq(coalescer.line.ready & may_request & inside), accepted.eq(asked & leaves),
                 client.request.ready.eq((~asked | leaves) & ~halted),
                 coalescer.line.valid.eq(asked & may_request & inside),
                 # Room comes back by itself when more lines are reserved than the burst being collected holds.
                 coalescer.hold.eq(asked & ~may_request if depth >= 2 * BURST_LINES else 0),
                 coalescer.line.payload.eq(line_asked),
                 window.lines[i].eq(client.request.payload),
-                errors.sources[i].valid.eq(accepted & ~inside),
+                errors.sources[i].valid.eq(asked & ~inside & ~halted),
                 errors.sources[i].report.code.eq(ErrorCode.READ_OUTSIDE_WINDOW),
-                errors.sources[i].report.address.eq(line_asked << offset_bits),
+                errors.sources[i].report.address.eq(line_asked.address << offset_bits),
                 errors.sources[i].report.client.eq(i),
                 delivered.eq(line_valid & ~halted & (line_client == i)),
             ]
             with m.If(client.request.ready):
-                m.d.sync += [asked.eq(client.request.valid), line_asked.eq(client.request.payload),
-                             inside.eq(window.inside[i])]
+                m.d.sync += [asked.eq(client.request.valid), line_asked.address.eq(client.request.payload),
+                             line_asked.follows.eq(client.request.payload == after), inside.eq(window.inside[i])]
+                with m.If(client.request.valid):
+                    m.d.sync += after.eq(client.request.payload + 1)
             with m.If(halted):
                 m.d.sync += asked.eq(0)
             if depth == 0:
@@ -139,19 +141,20 @@ class ReadPort(wiring.Component):
             wiring.connect(m, responses.output, wiring.flipped(client.response))
             taken = client.response.valid & client.response.ready
             with m.If(halted):
-                m.d.sync += reserved.eq(0)
+                m.d.sync += [reserved.eq(0), may_request.eq(1)]
             with m.Else():
-                m.d.sync += reserved.eq(reserved + accepted - taken)
+                m.d.sync += [reserved.eq(reserved + accepted - taken),
+                             may_request.eq(Mux(accepted, reserved < depth - 1, reserved != depth))]
 
         # Choose a burst per cycle, remember whose it is, and queue it for the address channel.
         # Their lines count as outstanding a cycle later, so meanwhile there must be room for two bursts.
         may_issue, issued = Signal(), Signal()
-        issued_lines = Signal(range(BURST_LINES + 1))
-        room = Mux(issued_lines == 0, outstanding <= OUTSTANDING_LINES - BURST_LINES,
-                   outstanding <= OUTSTANDING_LINES - 2 * BURST_LINES)
+        recent, extra = Signal(), Signal.like(addresses.input.payload.extra)
+        room = Mux(recent, outstanding <= OUTSTANDING_LINES - 2 * BURST_LINES,
+                   outstanding <= OUTSTANDING_LINES - BURST_LINES)
         m.d.comb += [
             may_issue.eq(addresses.input.ready & room),
-            issued.eq(arbiter.valid & may_issue), arbiter.advance.eq(may_issue),
+            issued.eq(arbiter.valid & may_issue), arbiter.serve.eq(may_issue),
             addresses.input.valid.eq(issued), expected.input.valid.eq(issued),
             expected.input.payload.client.eq(arbiter.choice),
             expected.input.payload.address.eq(addresses.input.payload.address),
@@ -180,7 +183,7 @@ class ReadPort(wiring.Component):
             errors.sources[count].report.code.eq(ErrorCode.READ_FAILED),
             errors.sources[count].report.address.eq((expected.output.payload.address + index) << offset_bits),
             errors.sources[count].report.client.eq(expected.output.payload.client),
-            self.quiet.eq((outstanding == 0) & (issued_lines == 0) & Cat(nothing_queued).all()),
+            self.quiet.eq((outstanding == 0) & ~recent & Cat(nothing_queued).all()),
         ]
         m.d.sync += line_valid.eq(line_end)
         with m.If(taken):
@@ -190,6 +193,6 @@ class ReadPort(wiring.Component):
                 m.d.sync += beat.eq(beat + 1)      # wraps: a power of two
         with m.If(line_end):
             m.d.sync += index.eq(Mux(self.axi.rlast, 0, index + 1))
-        m.d.sync += [issued_lines.eq(Mux(issued, addresses.input.payload.extra + 1, 0)),
-                     outstanding.eq(outstanding + issued_lines - line_end)]
+        m.d.sync += [recent.eq(issued), extra.eq(addresses.input.payload.extra),
+                     outstanding.eq(outstanding + Mux(recent, extra + 1, 0) - line_end)]
         return m

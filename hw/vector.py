@@ -100,7 +100,7 @@ class VectorEngine(wiring.Component):
     exponent_saturated, zero_range, illegal : Out(1)  pulses while a command runs.
 
     Throughput: one vector of source 0 per cycle (loss: see :class:`hw.loss.NitiLoss`). Overhead of a VECTOR
-    command: about 14 cycles plus one read and one write latency of memory. The key of the random words takes 31 cycles,
+    command: about 20 cycles plus one read and one write latency of memory. The key of the random words takes 31 cycles,
     hidden by the read latency where that is longer.
     """
 
@@ -137,17 +137,20 @@ class VectorEngine(wiring.Component):
             m.submodules[f"writer{k}"] = writer
 
         is_function = {function: Signal(name=f"is_{function.name.lower()}") for function in Function}
+        # From registers, since half the engine hangs on them: they are right from the cycle after a command's coming.
         for function, flag in is_function.items():
-            m.d.comb += flag.eq(command.function == function)
+            m.d.sync += flag.eq(command.function == function)
         elementwise, update = is_function[Function.ELEMENTWISE], is_function[Function.UPDATE]
         fill, squared = is_function[Function.FILL], is_function[Function.SQUARED_ERROR]
         is_wide = is_function[Function.WIDE]
         losses = ((is_function[Function.NITI_LOSS], niti_loss), (is_function[Function.SOFTMAX], softmax))
         is_loss, in_lanes, draws, pool_first, pool_last = Signal(), Signal(), Signal(), Signal(), Signal()
-        m.d.comb += [
-            is_loss.eq(is_function[Function.NITI_LOSS] | is_function[Function.SOFTMAX]),
-            in_lanes.eq(elementwise | update | squared),
-            draws.eq((in_lanes | is_wide) & command.rounding.matches(*(rule.code for rule in DRAWING))),
+        stages = (Function.ELEMENTWISE, Function.UPDATE, Function.SQUARED_ERROR)
+        m.d.sync += [
+            is_loss.eq(command.function.matches(Function.NITI_LOSS, Function.SOFTMAX)),
+            in_lanes.eq(command.function.matches(*stages)),
+            draws.eq(command.function.matches(*stages, Function.WIDE)
+                     & command.rounding.matches(*(rule.code for rule in DRAWING))),
             pool_first.eq(command.pool & command.state), pool_last.eq(command.pool & ~command.state),
         ]
         legal = self._rules(m, command, is_function, in_lanes, draws, min(loss.max_classes for _, loss in losses))
@@ -202,8 +205,9 @@ class VectorEngine(wiring.Component):
 
         # Settings from the command and its scalar register.
         register, shift, exponent = Signal(signed(32)), Signal(SHIFT_SHAPE), Signal(signed(16))
+        m.d.sync += register.eq(scalar.value)
         m.d.comb += [scalar.select.eq(Mux(wide.done, command.shift_register, wide.scalar_select)),
-                     wide.scalar_value.eq(scalar.value), register.eq(scalar.value)]
+                     wide.scalar_value.eq(scalar.value)]
         least = Signal(SHIFT_SHAPE)
         settings = lanes.settings
         m.d.comb += [
@@ -347,11 +351,7 @@ class VectorEngine(wiring.Component):
             with m.State("IDLE"):
                 with m.If(self.vector.valid):
                     m.d.comb += self.busy.eq(1)
-                    m.d.sync += [
-                        shift.eq(Mux(register < least, least, Mux(register > MAX_SHIFT, MAX_SHIFT, register))),
-                        exponent.eq(register),
-                    ]
-                    m.next = "START"
+                    m.next = "SETTINGS"
                 with m.Elif(self.scalar.valid):
                     m.d.comb += self.busy.eq(1)
                     m.next = "SCALAR"
@@ -362,6 +362,13 @@ class VectorEngine(wiring.Component):
                              self.busy.eq(1), self.done.eq(scalar.done), self.illegal.eq(scalar.illegal)]
                 with m.If(scalar.done):
                     m.next = "IDLE"
+            with m.State("SETTINGS"):
+                m.d.comb += self.busy.eq(1)
+                m.d.sync += [
+                    shift.eq(Mux(register < least, least, Mux(register > MAX_SHIFT, MAX_SHIFT, register))),
+                    exponent.eq(register),
+                ]
+                m.next = "START"
             with m.State("START"):
                 m.d.comb += self.busy.eq(1)
                 with m.If(legal):

@@ -7,7 +7,7 @@ from amaranth.lib import data, wiring
 from amaranth.lib.wiring import In, Out
 
 from .axi import INCR, Axi4Write
-from .coalescer import BURST_LINES, Coalescer, burst_layout
+from .coalescer import BURST_LINES, Coalescer, burst_layout, line_layout
 from .config import CoreConfig
 from .errors import CLIENT_BITS, ERROR_BITS, ErrorCode, ErrorLatch
 from .fifo import Fifo
@@ -102,28 +102,32 @@ class WritePort(wiring.Component):
             bursts.append(ready_burst.output)
             buffers.append(buffer)
             # A line rests in a register while its address is compared with the window.
-            taken = Signal(data.StructLayout({"address": address_bits, "body": body}), name=f"taken{i}")
-            held, inside = Signal(name=f"held{i}"), Signal(name=f"inside{i}")
+            taken = Signal(data.StructLayout({"line": line_layout(config), "body": body}), name=f"taken{i}")
+            held, inside, after = Signal(name=f"held{i}"), Signal(name=f"inside{i}"), Signal(address_bits, name=f"after{i}")
             pending = Signal(range(OUTSTANDING_LINES + BUFFER_LINES + BURST_LINES), name=f"pending{i}")
             leaves, kept = Signal(name=f"leaves{i}"), Signal(name=f"kept{i}")
             m.d.comb += [
-                leaves.eq(coalescer.line.ready & buffer.input.ready), kept.eq(held & leaves & inside),
+                # A line outside the window stays until the error it is has halted the port.
+                leaves.eq(coalescer.line.ready & buffer.input.ready & inside), kept.eq(held & leaves),
                 client.line.ready.eq((~held | leaves) & ~halted),
                 window.lines[i].eq(client.line.payload.address),
                 # A full buffer empties by itself: it holds more than the burst that is being collected.
                 coalescer.hold.eq(held & ~buffer.input.ready),
-                coalescer.line.valid.eq(kept), coalescer.line.payload.eq(taken.address),
+                coalescer.line.valid.eq(kept), coalescer.line.payload.eq(taken.line),
                 buffer.input.valid.eq(kept), buffer.input.payload.eq(taken.body),
-                errors.sources[i].valid.eq(held & leaves & ~inside & ~halted),
+                errors.sources[i].valid.eq(held & ~inside & ~halted),
                 errors.sources[i].report.code.eq(ErrorCode.WRITE_OUTSIDE_WINDOW),
-                errors.sources[i].report.address.eq(taken.address << offset_bits),
+                errors.sources[i].report.address.eq(taken.line.address << offset_bits),
                 errors.sources[i].report.client.eq(i),
             ]
-            with m.If(leaves):
+            with m.If(leaves | (halted & ~inside)):
                 m.d.sync += held.eq(0)
+            with m.If(client.line.valid & client.line.ready):
+                m.d.sync += after.eq(client.line.payload.address + 1)
             with m.If(client.line.ready):
                 m.d.sync += [held.eq(client.line.valid), inside.eq(window.inside[i]),
-                             taken.address.eq(client.line.payload.address),
+                             taken.line.address.eq(client.line.payload.address),
+                             taken.line.follows.eq(client.line.payload.address == after),
                              taken.body.data.eq(client.line.payload.data),
                              taken.body.strobe.eq(client.line.payload.strobe)]
             m.d.sync += client.idle.eq((pending == 0) & ~held & ~(client.line.valid & client.line.ready))
@@ -133,12 +137,12 @@ class WritePort(wiring.Component):
         # Choose a burst per cycle and queue it for the address, data and response channels.
         # Their lines count as outstanding a cycle later, so meanwhile there must be room for two bursts.
         may_issue, issued = Signal(), Signal()
-        issued_lines = Signal(range(BURST_LINES + 1))
-        room = Mux(issued_lines == 0, outstanding <= OUTSTANDING_LINES - BURST_LINES,
-                   outstanding <= OUTSTANDING_LINES - 2 * BURST_LINES)
+        recent, extra = Signal(), Signal.like(addresses.input.payload.extra)
+        room = Mux(recent, outstanding <= OUTSTANDING_LINES - 2 * BURST_LINES,
+                   outstanding <= OUTSTANDING_LINES - BURST_LINES)
         m.d.comb += [
             may_issue.eq(addresses.input.ready & sending.input.ready & room),
-            issued.eq(arbiter.valid & may_issue), arbiter.advance.eq(may_issue),
+            issued.eq(arbiter.valid & may_issue), arbiter.serve.eq(may_issue),
             arbiter.requests.eq(Cat(burst.valid for burst in bursts)),
             sending.input.payload.client.eq(arbiter.choice), sending.input.payload.burst.eq(addresses.input.payload),
             expected.input.payload.eq(sending.input.payload),
@@ -195,6 +199,6 @@ class WritePort(wiring.Component):
             errors.sources[count].report.address.eq(oldest.burst.address << offset_bits),
             errors.sources[count].report.client.eq(oldest.client),
         ]
-        m.d.sync += [issued_lines.eq(Mux(issued, addresses.input.payload.extra + 1, 0)),
-                     outstanding.eq(outstanding + issued_lines - Mux(acknowledged, acknowledged_lines, 0))]
+        m.d.sync += [recent.eq(issued), extra.eq(addresses.input.payload.extra),
+                     outstanding.eq(outstanding + Mux(recent, extra + 1, 0) - Mux(acknowledged, acknowledged_lines, 0))]
         return m

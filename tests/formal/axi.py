@@ -201,6 +201,15 @@ class WriteLines(Elaboratable):
         return m
 
 
+def _follows(m, dut):
+    """The bit that says that a line follows the one before is right; returns the address of the one before."""
+    last = Signal.like(dut.line.payload.address)
+    with m.If(dut.line.valid & dut.line.ready):
+        m.d.sync += last.eq(dut.line.payload.address)
+    m.d.comb += Assume(dut.line.payload.follows == (dut.line.payload.address == (last + 1)[:len(last)]))
+    return last
+
+
 class CoalescerPages(Elaboratable):
     """For ever: no burst, collected or offered, crosses 4 KB, and the line that may extend it is the next one."""
 
@@ -210,10 +219,12 @@ class CoalescerPages(Elaboratable):
         m.submodules.dut = dut = Coalescer(_config(), 2)
         free_inputs(m, dut)
         check_stream(m, dut.burst)
+        last = _follows(m, dut)
         for burst, present in ((dut.current, dut.held), (dut.burst.payload, dut.burst.valid)):
             m.d.comb += Assert(~present | (burst.address[:8] + burst.extra < 256), "a burst crosses 4 KB")
         end = (dut.current.address + dut.current.extra + 1)[:28]
-        m.d.comb += Assert(~dut.held | (dut.following == end), "not the next line")
+        m.d.comb += Assert(~dut.held | ((last + 1)[:28] == end), "not the last line")
+        m.d.comb += Assert(~dut.held | (dut.page_end == (end[:8] == 0)), "the page ends elsewhere")
         return m
 
 
@@ -226,12 +237,13 @@ class CoalescerLines(Elaboratable):
             dut = latest("hw.coalescer").Coalescer(_config(), 2)
             m.submodules.dut = elaborated(dut)
         free_inputs(m, dut)
-        watched, kept = anyconst(m, 4, "watched_line"), Signal.like(dut.line.payload)
+        _follows(m, dut)
+        watched, kept = anyconst(m, 4, "watched_line"), Signal.like(dut.line.payload.address)
         taken, given = Signal(6), Signal(6)
         with m.If(dut.line.valid & dut.line.ready):
             m.d.sync += taken.eq(taken + 1)
             with m.If(taken == watched):
-                m.d.sync += kept.eq(dut.line.payload)
+                m.d.sync += kept.eq(dut.line.payload.address)
         with m.If(dut.burst.valid & dut.burst.ready):
             first, lines = dut.burst.payload.address, dut.burst.payload.extra + 1
             m.d.sync += given.eq(given + lines)
@@ -305,7 +317,7 @@ def _registers():
     return Registers(_config(), 1)
 
 
-_NO_PAGE = Fault("hw/coalescer.py", "| (following[:self.page_bits] == 0)", "")
+_NO_PAGE = Fault("hw/coalescer.py", "| self.page_end", "")
 _NO_LIMIT = ("outstanding <= OUTSTANDING_LINES - BURST_LINES", "outstanding <= OUTSTANDING_LINES")
 _LITE = (Fault("hw/registers.py", "have_data & ~bus.bvalid", "have_data"),
          Fault("hw/registers.py", "bus.arready.eq(~have_read & ~bus.rvalid)", "bus.arready.eq(~have_read)"))

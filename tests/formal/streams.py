@@ -51,13 +51,13 @@ _HANDOVER = ("self.i.ready.eq(~busy | (self.o.valid & self.o.ready))", "self.i.r
 
 PROOFS = [
     Proof("fifo/order", lambda: FifoOrder(2), 7, (
-        Fault("hw/fifo.py", "fifo.r_en.eq(output.ready)", "fifo.r_en.eq(1)"),)),
+        Fault("hw/fifo.py", "free.eq(~output.valid | output.ready)", "free.eq(1)"),)),
     Proof("fifo/deep_order", lambda: FifoOrder(17), 8, (
-        Fault("hw/fifo.py", "fifo.r_en.eq(~output.valid | output.ready)", "fifo.r_en.eq(1)"),)),
+        Fault("hw/fifo.py", "get.eq(some & (~fetched | free))", "get.eq(some)"),)),
     Proof("fifo/stream", lambda: StreamProof(_unit("hw.fifo", "Fifo", 4, 2), off=("clear",)), 8, (
-        Fault("hw/fifo.py", "output.valid.eq(fifo.r_rdy), fifo.r_en", "output.valid.eq(self.input.valid), fifo.r_en"),)),
+        Fault("hw/fifo.py", "output.valid.eq(some)", "output.valid.eq(self.input.valid)"),)),
     Proof("fifo/deep_stream", lambda: StreamProof(_unit("hw.fifo", "Fifo", 4, 17), off=("clear",)), 8, (
-        Fault("hw/fifo.py", "with m.If(fifo.r_en):", "with m.If(1):"),)),
+        Fault("hw/fifo.py", "output.valid.eq(fetched), fetched", "output.valid.eq(self.input.valid), fetched"),)),
     Proof("divider/stream", lambda: StreamProof(_unit("hw.divider", "Divider", 8, 5)), 3, (
         Fault("hw/divider.py", *_HANDOVER),), induction=True),
     Proof("isqrt/stream", lambda: StreamProof(_unit("hw.isqrt", "SquareRoot", 8)), 3, (

@@ -17,22 +17,21 @@ TINY = PRESETS["tiny"]
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 5])
-def test_round_robin_takes_the_next_requester_after_the_last(count):
+def test_round_robin_passes_the_turn_to_the_next_other_requester(count):
     dut = RoundRobin(count)
 
     async def bench(ctx):
         rng = random.Random(count)
-        last = 0
+        turn = 0
         for _ in range(400):
-            requests, advance = rng.getrandbits(count), rng.getrandbits(1)
+            requests, serve = rng.getrandbits(count), rng.getrandbits(1)
             ctx.set(dut.requests, requests)
-            ctx.set(dut.advance, advance)
-            order = [(last + k) % count for k in range(1, count + 1)]
-            wanted = [k for k in order if requests >> k & 1]
-            assert ctx.get(dut.valid) == bool(wanted)
-            if wanted:
-                assert ctx.get(dut.choice) == wanted[0]
-                last = wanted[0] if advance else last
+            ctx.set(dut.serve, serve)
+            assert ctx.get(dut.choice) == turn
+            assert ctx.get(dut.valid) == requests >> turn & 1
+            others = [k % count for k in range(turn + 1, turn + count) if requests >> (k % count) & 1]
+            if others and (serve or not requests >> turn & 1):
+                turn = others[0]
             await ctx.tick()
 
     simulate(dut, bench)
@@ -144,7 +143,7 @@ def bursts(lines, pauses=(), *, patience=3, hold=False):
         for k, line in enumerate(lines):
             for _ in range(dict(pauses).get(k, 0)):
                 await ctx.tick()
-            await stream_put(ctx, dut.line, [line])
+            await stream_put(ctx, dut.line, [{"address": line, "follows": k > 0 and line == lines[k - 1] + 1}])
         ctx.set(dut.hold, 0)
         while not ctx.get(dut.empty):
             await ctx.tick()
