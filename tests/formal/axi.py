@@ -337,16 +337,16 @@ PROOFS = [
         Fault("hw/read_port.py", "addresses.output.ready.eq(self.axi.arready)", "addresses.output.ready.eq(1)"),
         Fault("hw/read_port.py", "expected.output.ready.eq(taken & self.axi.rlast)", "expected.output.ready.eq(taken)"),
         ), engine=BY_BITS),
-    Proof("read_port/lines", ReadLines, 12, (
+    Proof("read_port/lines", ReadLines, 13, (
         Fault("hw/read_port.py", "line_client.eq(expected.output.payload.client)", "line_client.eq(0)"),
         Fault("hw/read_port.py", "line_end.eq(taken & (beat == beats - 1))", "line_end.eq(taken)")), engine=BY_BITS),
-    Proof("write_port/axi", WriteRules, 12, (
+    Proof("write_port/axi", WriteRules, 13, (
         _NO_PAGE,
         Fault("hw/write_port.py", *_NO_LIMIT),
         Fault("hw/write_port.py", "(~self.axi.wvalid | self.axi.wready)", "1"),
-        Fault("hw/write_port.py", "burst_end.eq(line_end & ", "burst_end.eq(")), engine=BY_BITS),
+        Fault("hw/write_port.py", "axi.wlast.eq(line_end & ", "axi.wlast.eq(")), engine=BY_BITS),
     Proof("write_port/lines", WriteLines, 11, (
-        Fault("hw/write_port.py", "ready.eq(next_beat & line_end & (", "ready.eq(next_beat & ("),
+        Fault("hw/write_port.py", "line.output.ready.eq(next_beat & line_end)", "line.output.ready.eq(next_beat)"),
         Fault("hw/coalescer.py", "(full | miss | ", "(full | ")), engine=BY_BITS),
     Proof("registers/axi_lite", lambda: LiteRules(_slave), 2, _LITE, induction=True, quick=True),
     Proof("registers/bus", lambda: LiteRules(_registers), 2, _LITE, induction=True),

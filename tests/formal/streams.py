@@ -55,9 +55,9 @@ PROOFS = [
     Proof("fifo/deep_order", lambda: FifoOrder(17), 8, (
         Fault("hw/fifo.py", "get.eq(some & (~fetched | free))", "get.eq(some)"),)),
     Proof("fifo/stream", lambda: StreamProof(_unit("hw.fifo", "Fifo", 4, 2), off=("clear",)), 8, (
-        Fault("hw/fifo.py", "output.valid.eq(some)", "output.valid.eq(self.input.valid)"),)),
+        Fault("hw/fifo.py", "free.eq(~output.valid | output.ready)", "free.eq(1)"),)),
     Proof("fifo/deep_stream", lambda: StreamProof(_unit("hw.fifo", "Fifo", 4, 17), off=("clear",)), 8, (
-        Fault("hw/fifo.py", "output.valid.eq(fetched), fetched", "output.valid.eq(self.input.valid), fetched"),)),
+        Fault("hw/fifo.py", "free.eq(~output.valid | output.ready)", "free.eq(1)"),)),
     Proof("divider/stream", lambda: StreamProof(_unit("hw.divider", "Divider", 8, 5)), 3, (
         Fault("hw/divider.py", *_HANDOVER),), induction=True),
     Proof("isqrt/stream", lambda: StreamProof(_unit("hw.isqrt", "SquareRoot", 8)), 3, (
