@@ -40,8 +40,9 @@ class Fifo(wiring.Component):
         m = Module()
         output, payload = self.output, Value.cast(self.output.payload)
         rows = 1 << (self.depth - 1).bit_length()
+        attributes = {"no_rw_check": 1} | ({"ram_style": "block"} if self.depth > SHALLOW else {})
         m.submodules.memory = memory = Memory(shape=Shape.cast(self.input.payload.shape()).width, depth=rows, init=[],
-                                              attrs={"no_rw_check": 1})
+                                              attrs=attributes)
         write = memory.write_port()
         stored, room, some = Signal(range(self.depth + 1)), Signal(init=1), Signal()
         put, get, free = Signal(), Signal(), Signal()
