@@ -27,7 +27,7 @@ from .harness import (
     latest,
 )
 
-LINES, BURST_LINES = 6, 4
+LINES, BURST_LINES = 4, 4
 BURSTS = 3
 LINE_BYTES, BEAT_BYTES = 16, 8
 
@@ -340,7 +340,7 @@ PROOFS = [
     Proof("read_port/lines", ReadLines, 13, (
         Fault("hw/read_port.py", "line_client.eq(expected.output.payload.client)", "line_client.eq(0)"),
         Fault("hw/read_port.py", "line_end.eq(taken & (beat == beats - 1))", "line_end.eq(taken)")), engine=BY_BITS),
-    Proof("write_port/axi", WriteRules, 13, (
+    Proof("write_port/axi", WriteRules, 14, (
         _NO_PAGE,
         Fault("hw/write_port.py", *_NO_LIMIT),
         Fault("hw/write_port.py", "(~self.axi.wvalid | self.axi.wready)", "1"),
