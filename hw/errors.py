@@ -49,7 +49,6 @@ class ErrorLatch(wiring.Component):
     Attributes
     ----------
     sources : In(ErrorReport).array(n); of simultaneous reports the lowest index wins.
-    event : Out(1)  any source reports in this cycle (combinational).
     found : Out(1)  an error is kept or was reported in the cycle before.
     clear : In(1)  forgets the error, and what is reported in this cycle or was in the one before.
     error, code, address, client : the error, from the second cycle after its report on.
@@ -58,7 +57,7 @@ class ErrorLatch(wiring.Component):
     def __init__(self, sources: int):
         if sources < 1:
             raise ValueError(f"an error latch needs at least one source, not {sources}")
-        super().__init__({"sources": In(ErrorReport()).array(sources), "clear": In(1), "event": Out(1), "found": Out(1),
+        super().__init__({"sources": In(ErrorReport()).array(sources), "clear": In(1), "found": Out(1),
                           "error": Out(1), "code": Out(ERROR_BITS), "address": Out(ADDRESS_BITS),
                           "client": Out(CLIENT_BITS)})
 
@@ -71,7 +70,7 @@ class ErrorLatch(wiring.Component):
         for source in reversed(list(self.sources)):
             with m.If(source.valid):
                 m.d.sync += report.eq(source.report)
-        m.d.comb += [self.event.eq(valid.any()), self.found.eq(self.error | reported)]
+        m.d.comb += self.found.eq(self.error | reported)
         with m.If(self.clear):
             m.d.sync += self.error.eq(0)
         with m.Elif(reported & ~self.error):

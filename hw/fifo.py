@@ -66,7 +66,10 @@ class Fifo(wiring.Component):
             with m.If(self.clear):
                 m.d.sync += fetched.eq(0)
         if rows > 1:
-            m.d.sync += [write.addr.eq(write.addr + put), read.addr.eq(read.addr + get)]
+            with m.If(put):
+                m.d.sync += write.addr.eq(write.addr + 1)
+            with m.If(get):
+                m.d.sync += read.addr.eq(read.addr + 1)
         with m.If(put & ~get):
             m.d.sync += [stored.eq(stored + 1), some.eq(1), room.eq(stored != self.depth - 1)]
         with m.Elif(get & ~put):

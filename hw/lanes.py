@@ -123,12 +123,14 @@ class Lanes(wiring.Component):
         m.submodules.random = random = RandomWords(lanes_count)
         m.submodules.random_nest = random_nest = LoopNest(5, {"product": 32})
         drawing, drawn = Signal(), Signal()        # words remain to be asked for; this vector's words are there
+        gone = Signal()                            # the other user took the words in the cycle before
+        m.d.sync += gone.eq(self.words.valid & self.words.ready)
         m.d.comb += [
             random.seed.eq(self.seed), random.step.eq(self.step), random.stream.eq(self.stream),
             random.load.eq(self.start & settings.draw),
             random.product.eq(random_nest.value_product), random.i_valid.eq(drawing & random.ready),
-            random.enable.eq(~random.o_valid | (self.x.valid & self.x.ready) | self.words.ready),
-            self.words.valid.eq(random.o_valid), self.words.payload.eq(random.words),
+            random.enable.eq(~random.o_valid | (self.x.valid & self.x.ready) | gone),
+            self.words.valid.eq(random.o_valid & ~gone), self.words.payload.eq(random.words),
             random_nest.load.eq(self.start), random_nest.start_product.eq(self.random_start),
             random_nest.step.eq(random.i_valid & random.enable),
             drawn.eq(~settings.draw | random.o_valid),
@@ -173,19 +175,21 @@ class Lanes(wiring.Component):
         result = data.StructLayout({"value": data.ArrayLayout(signed(32), lanes_count),
                                     "state": data.ArrayLayout(lane_state(), lanes_count)})
         m.submodules.out = out = SkidBuffer(result)
+        # At most four vectors are in them and the skid buffer, which counted in registers keeps the way back short.
+        behind, open_ = Signal(range(5)), Signal(init=1)
         chosen, subtracted, limited = Signal(), Signal(), Signal()     # that a vector is in the stage
         free_limited = ~limited | out.input.ready
         free_subtracted = ~subtracted | free_limited
         free_chosen = ~chosen | free_subtracted
-        need_other, need_choice, complete = Signal(), Signal(), Signal()
+        need_other, need_choice, complete, leaves = Signal(), Signal(), Signal(), Signal()
         m.d.comb += [
             need_other.eq(settings.mask | settings.subtract | settings.label),
             need_choice.eq(settings.unpool | settings.blocked.any()),
             complete.eq((self.other.valid | ~need_other) & (self.choice.valid | ~need_choice)),
-            step.eq(rounded.output.valid & complete & free_chosen),
+            step.eq(rounded.output.valid & complete & open_), leaves.eq(output.valid & output.ready),
             self.other.ready.eq(step & need_other & (~settings.label | nest.at_last[4])),
             self.choice.ready.eq(step & need_choice),
-            self.starved.eq((room & ~self.x.valid) | (rounded.output.valid & free_chosen & ~complete)),
+            self.starved.eq((room & ~self.x.valid) | (rounded.output.valid & open_ & ~complete)),
             nest.load.eq(self.start),
             nest.step.eq(step),
             out.input.valid.eq(limited), output.valid.eq(out.output.valid), out.output.ready.eq(output.ready),
@@ -202,6 +206,10 @@ class Lanes(wiring.Component):
         m.d.sync += target.eq(1 << settings.label_log2)
         here = Signal()              # this vector holds the label's channel
         m.d.comb += here.eq(settings.label & (nest.value_channel[lane_bits:] == self.label[lane_bits:]))
+        with m.If(step & ~leaves):
+            m.d.sync += [behind.eq(behind + 1), open_.eq(behind != 3)]
+        with m.Elif(leaves & ~step):
+            m.d.sync += [behind.eq(behind - 1), open_.eq(1)]
         for free, full, before in ((free_chosen, chosen, step), (free_subtracted, subtracted, chosen),
                                    (free_limited, limited, subtracted)):
             with m.If(free):

@@ -82,15 +82,17 @@ class ReadPort(wiring.Component):
         expected_shape = data.StructLayout({"address": address_bits, "client": CLIENT_BITS})
         m.submodules.expected = expected = Fifo(expected_shape, OUTSTANDING_LINES)
 
-        halted, outstanding = Signal(), Signal(range(OUTSTANDING_LINES + 1))
+        halted, calm, outstanding = Signal(), Signal(), Signal(range(OUTSTANDING_LINES + 1))
+        outside, failed = Signal(count), Signal()       # requests outside the window; an error response
         m.d.comb += [
             window.base.eq(self.window_base), window.limit.eq(self.window_limit), errors.clear.eq(self.clear),
             self.error.eq(errors.error), self.error_code.eq(errors.code), self.error_address.eq(errors.address),
             self.error_client.eq(errors.client),
         ]
-        with m.If(self.reset | errors.event):
+        m.d.sync += calm.eq(self.quiet & halted)
+        with m.If(self.reset | outside.any() | failed):
             m.d.sync += halted.eq(1)
-        with m.Elif(self.quiet & ~errors.found):
+        with m.Elif(calm & ~errors.found):
             m.d.sync += halted.eq(0)
 
         # The line that arrived last, for one cycle.
@@ -105,7 +107,8 @@ class ReadPort(wiring.Component):
             bursts.append(burst.output)
             # A request rests in a register while it is compared with the window.
             asked, inside = Signal(name=f"asked{i}"), Signal(name=f"inside{i}")
-            line_asked, after = Signal(line_layout(self.config), name=f"line{i}"), Signal(address_bits, name=f"after{i}")
+            line_asked = Signal(line_layout(self.config), name=f"line{i}")
+            after = Signal(address_bits, name=f"after{i}")
             nothing_queued.append(~asked & coalescer.empty & ~burst.output.valid)
             delivered = Signal(name=f"delivered{i}")
             reserved, may_request = Signal(range(depth + 1), name=f"reserved{i}"), Signal(init=1, name=f"room{i}")
@@ -119,7 +122,7 @@ class ReadPort(wiring.Component):
                 coalescer.hold.eq(asked & ~may_request if depth >= 2 * BURST_LINES else 0),
                 coalescer.line.payload.eq(line_asked),
                 window.lines[i].eq(client.request.payload),
-                errors.sources[i].valid.eq(asked & ~inside & ~halted),
+                outside[i].eq(asked & ~inside), errors.sources[i].valid.eq(outside[i] & ~halted),
                 errors.sources[i].report.code.eq(ErrorCode.READ_OUTSIDE_WINDOW),
                 errors.sources[i].report.address.eq(line_asked.address << offset_bits),
                 errors.sources[i].report.client.eq(i),
@@ -147,11 +150,13 @@ class ReadPort(wiring.Component):
                              may_request.eq(Mux(accepted, reserved < depth - 1, reserved != depth))]
 
         # Choose a burst per cycle, remember whose it is, and queue it for the address channel.
-        # Their lines count as outstanding a cycle later, so meanwhile there must be room for two bursts.
+        # Their lines count as outstanding a cycle later, and `room` is of the cycle before: both leave it a margin.
         may_issue, issued = Signal(), Signal()
         recent, extra = Signal(), Signal.like(addresses.input.payload.extra)
-        room = Mux(recent, outstanding <= OUTSTANDING_LINES - 2 * BURST_LINES,
-                   outstanding <= OUTSTANDING_LINES - BURST_LINES)
+        room = Signal()
+        m.d.sync += room.eq(Mux(issued, outstanding <= OUTSTANDING_LINES - 3 * BURST_LINES,
+                                Mux(recent, outstanding <= OUTSTANDING_LINES - 2 * BURST_LINES,
+                                    outstanding <= OUTSTANDING_LINES - BURST_LINES)))
         m.d.comb += [
             may_issue.eq(addresses.input.ready & room),
             issued.eq(arbiter.valid & may_issue), arbiter.serve.eq(may_issue),
@@ -179,7 +184,7 @@ class ReadPort(wiring.Component):
         m.d.comb += [
             self.axi.rready.eq(expected.output.valid), taken.eq(self.axi.rvalid & self.axi.rready),
             line_end.eq(taken & (beat == beats - 1)), expected.output.ready.eq(taken & self.axi.rlast),
-            errors.sources[count].valid.eq(taken & (self.axi.rresp != 0) & ~halted),
+            failed.eq(taken & (self.axi.rresp != 0)), errors.sources[count].valid.eq(failed & ~halted),
             errors.sources[count].report.code.eq(ErrorCode.READ_FAILED),
             errors.sources[count].report.address.eq((expected.output.payload.address + index) << offset_bits),
             errors.sources[count].report.client.eq(expected.output.payload.client),

@@ -25,12 +25,15 @@ class SkidBuffer(wiring.Component):
 
     def elaborate(self, platform):
         m = Module()
-        held, kept = Signal(), Signal.like(Value.cast(self.input.payload), reset_less=True)
+        # Two registers for one fact: `held` has a reader for every bit, `ready` only the unit before.
+        ready, held = Signal(init=1), Signal()
+        kept = Signal.like(Value.cast(self.input.payload), reset_less=True)
         m.d.comb += [
-            self.input.ready.eq(~held), self.output.valid.eq(self.input.valid | held),
+            self.input.ready.eq(ready), self.output.valid.eq(self.input.valid | held),
             Value.cast(self.output.payload).eq(Mux(held, kept, self.input.payload)),
         ]
         with m.If(~held):
             m.d.sync += kept.eq(self.input.payload)
-        m.d.sync += held.eq(self.output.valid & ~self.output.ready)
+        waits = self.output.valid & ~self.output.ready
+        m.d.sync += [held.eq(waits), ready.eq(~waits)]
         return m

@@ -5,7 +5,7 @@ from __future__ import annotations
 import enum
 
 from amaranth.hdl import Array, Cat, Module, Mux, Signal, Value, signed
-from amaranth.lib import stream, wiring
+from amaranth.lib import data, stream, wiring
 from amaranth.lib.wiring import In, Out, connect, flipped
 
 from .config import CoreConfig
@@ -140,9 +140,8 @@ class VectorEngine(wiring.Component):
         # From registers, since half the engine hangs on them: they are right from the cycle after a command's coming.
         for function, flag in is_function.items():
             m.d.sync += flag.eq(command.function == function)
-        elementwise, update = is_function[Function.ELEMENTWISE], is_function[Function.UPDATE]
-        fill, squared = is_function[Function.FILL], is_function[Function.SQUARED_ERROR]
-        is_wide = is_function[Function.WIDE]
+        update, fill = is_function[Function.UPDATE], is_function[Function.FILL]
+        squared, is_wide = is_function[Function.SQUARED_ERROR], is_function[Function.WIDE]
         losses = ((is_function[Function.NITI_LOSS], niti_loss), (is_function[Function.SOFTMAX], softmax))
         is_loss, in_lanes, draws, pool_first, pool_last = Signal(), Signal(), Signal(), Signal(), Signal()
         stages = (Function.ELEMENTWISE, Function.UPDATE, Function.SQUARED_ERROR)
@@ -155,8 +154,9 @@ class VectorEngine(wiring.Component):
         ]
         legal = self._rules(m, command, is_function, in_lanes, draws, min(loss.max_classes for _, loss in losses))
 
-        # Memory clients: readers and writers, or the scalar unit.
-        running_scalar = Signal()
+        # Memory clients: readers and writers, or the scalar unit, which holds its first request for a cycle.
+        to_scalar, running_scalar = Signal(), Signal()
+        m.d.sync += running_scalar.eq(to_scalar)
         for port, reader in zip((self.source0, self.source1, self.source2), readers, strict=True):
             if reader is readers[0]:
                 for owner, active in ((reader.client, ~running_scalar), (scalar.read, running_scalar)):
@@ -261,18 +261,24 @@ class VectorEngine(wiring.Component):
         # Results to the writers. A result leaves when both have taken their part.
         value, chosen = writers[0].vector, writers[1].vector
         valid, ready, value_taken, chosen_taken, dropped = Signal(), Signal(), Signal(), Signal(), Signal()
+        found = data.StructLayout({"value": value.payload.shape(), "chosen": chosen.payload.shape()})
+        result, held, leaves = Signal(found), Signal(found), Signal()
+        waiting = Signal()       # a result is held
         m.d.comb += [
-            dropped.eq(~command.enable[2]),
-            value.valid.eq(valid & ~value_taken), chosen.valid.eq(valid & ~chosen_taken & ~dropped),
-            ready.eq((value_taken | value.ready) & (chosen_taken | chosen.ready | dropped)),
+            dropped.eq(~command.enable[2]), value.payload.eq(held.value), chosen.payload.eq(held.chosen),
+            value.valid.eq(waiting & ~value_taken), chosen.valid.eq(waiting & ~chosen_taken & ~dropped),
+            leaves.eq((value_taken | value.ready) & (chosen_taken | chosen.ready | dropped)),
+            ready.eq(~waiting | leaves),
             pool.input.payload.eq(Mux(pool_first, x.payload, lanes.output.payload)),
             window.i.payload.eq(pool.output.payload),
         ]
-        with m.If(valid):
-            m.d.sync += [value_taken.eq(~ready & (value_taken | value.ready)),
-                         chosen_taken.eq(~ready & (chosen_taken | chosen.ready))]
+        with m.If(ready):
+            m.d.sync += [waiting.eq(valid), held.eq(result)]
+        with m.If(waiting):
+            m.d.sync += [value_taken.eq(~leaves & (value_taken | value.ready)),
+                         chosen_taken.eq(~leaves & (chosen_taken | chosen.ready))]
         for i in range(lanes_count):
-            m.d.comb += chosen.payload[i].eq(Mux(pool_last, pool.output.payload.choice[i],
+            m.d.comb += result.chosen[i].eq(Mux(pool_last, pool.output.payload.choice[i],
                                                  lanes.state[i].as_value()))
         with m.If(fill):
             m.d.comb += valid.eq(1)
@@ -280,16 +286,16 @@ class VectorEngine(wiring.Component):
             with m.Elif(active):
                 m.d.comb += [valid.eq(loss.error.valid), loss.error.ready.eq(ready)]
                 for i in range(lanes_count):
-                    m.d.comb += value.payload[i].eq(loss.error.payload[i])
+                    m.d.comb += result.value[i].eq(loss.error.payload[i])
         with m.Elif(is_wide):
-            m.d.comb += [valid.eq(wide.output.valid), value.payload.eq(wide.output.payload),
+            m.d.comb += [valid.eq(wide.output.valid), result.value.eq(wide.output.payload),
                          wide.output.ready.eq(ready)]
         with m.Elif(pool_last):
             m.d.comb += [pool.input.valid.eq(lanes.output.valid), lanes.output.ready.eq(pool.input.ready),
-                         valid.eq(pool.output.valid), value.payload.eq(pool.output.payload.value),
+                         valid.eq(pool.output.valid), result.value.eq(pool.output.payload.value),
                          pool.output.ready.eq(ready)]
         with m.Else():
-            m.d.comb += [valid.eq(lanes.output.valid), value.payload.eq(lanes.output.payload),
+            m.d.comb += [valid.eq(lanes.output.valid), result.value.eq(lanes.output.payload),
                          lanes.output.ready.eq(ready)]
         with m.If(pool_first):
             m.d.comb += [pool.input.valid.eq(x.valid), window.i.valid.eq(pool.output.valid),
@@ -302,10 +308,11 @@ class VectorEngine(wiring.Component):
         delivering, delivered = Signal(), Signal(range(RANGES + 1))      # the bit lengths that the wide lanes found
         range_register, range_clear = Signal.like(command.range_register), Signal()
         m.d.comb += [
-            detector.valid.eq(valid & ready & command.enable[4]), detector.clear.eq(detector.valid & at_first),
-            *(detector.lanes[i].eq(value.payload[i]) for i in range(lanes_count)),
+            detector.valid.eq(waiting & leaves & command.enable[4]), detector.clear.eq(detector.valid & at_first),
+            *(detector.lanes[i].eq(held.value[i]) for i in range(lanes_count)),
         ]
-        with m.If(start):
+        with m.If(start):        # a FILL always has one more result
+            m.d.sync += [waiting.eq(0), value_taken.eq(0), chosen_taken.eq(0)]
             m.d.sync += [at_first.eq(1), ranging.eq(command.enable[4]),
                          range_register.eq(command.range_register), range_clear.eq(command.range_clear)]
         with m.If(detector.valid):
@@ -358,7 +365,7 @@ class VectorEngine(wiring.Component):
                 with m.Else():
                     m.d.comb += self.idle.eq(1)
             with m.State("SCALAR"):
-                m.d.comb += [running_scalar.eq(1), scalar.command.valid.eq(self.scalar.valid),
+                m.d.comb += [to_scalar.eq(1), scalar.command.valid.eq(self.scalar.valid),
                              self.busy.eq(1), self.done.eq(scalar.done), self.illegal.eq(scalar.illegal)]
                 with m.If(scalar.done):
                     m.next = "IDLE"

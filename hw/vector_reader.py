@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from amaranth.hdl import Module, Mux, Signal, signed
 from amaranth.lib import data, stream, wiring
-from amaranth.lib.fifo import SyncFIFOBuffered
 from amaranth.lib.wiring import In, Out
 
 from .config import CoreConfig
+from .fifo import Fifo
 from .interfaces import ADDRESS_BITS, ReadClient
 from .loop_nest import LoopNest
 
@@ -37,7 +37,7 @@ class VectorReader(wiring.Component):
     vector : Out stream of V x signed(32).
 
     Throughput: one iteration and at most one request per cycle. Latency: first request three cycles after
-    ``start``, a vector one cycle after the response it needs.
+    ``start``, a vector two cycles after the response it needs.
     """
 
     def __init__(self, config: CoreConfig, *, ahead: int = 256):
@@ -62,9 +62,9 @@ class VectorReader(wiring.Component):
 
         # Address side: request lines, note for each iteration where its vector lies.
         m.submodules.nest = nest = LoopNest(LEVELS, {"address": ADDRESS_BITS})
-        m.submodules.notes = notes = SyncFIFOBuffered(width=3, depth=self.ahead)
         # The iteration whose request is next; the loops are one ahead, so that no comparison delays a request.
         place = data.StructLayout({"quarter": 2, "fresh": 1})
+        m.submodules.notes = notes = Fifo(place, self.ahead)
         note, waiting, issued = Signal(place), Signal(), Signal()
         line, running, first = Signal(ADDRESS_BITS - lane_bits - 2), Signal(), Signal()
         following = nest.value_address[lane_bits + 2:]
@@ -72,10 +72,10 @@ class VectorReader(wiring.Component):
             nest.load.eq(self.start),
             nest.start_address.eq(self.address),
             nest.step.eq(running & (~waiting | issued)),
-            self.client.request.valid.eq(waiting & notes.w_rdy & note.fresh),
+            self.client.request.valid.eq(waiting & notes.input.ready & note.fresh),
             self.client.request.payload.eq(line),
-            notes.w_data.eq(note), notes.w_en.eq(waiting & (~note.fresh | self.client.request.ready)),
-            issued.eq(notes.w_en & notes.w_rdy),
+            notes.input.payload.eq(note), notes.input.valid.eq(waiting & (~note.fresh | self.client.request.ready)),
+            issued.eq(notes.input.valid & notes.input.ready),
         ]
         for k in range(LEVELS):
             m.d.comb += [nest.count[k].eq(self.count[k]), nest.stride_address[k].eq(self.stride[k])]
@@ -90,24 +90,29 @@ class VectorReader(wiring.Component):
         with m.If(self.start):
             m.d.sync += [running.eq(1), first.eq(1)]
 
-        # Data side: cut the vectors out of the lines.
-        read = data.View(place, notes.r_data)
-        response = self.client.response
-        kept, current = Signal(self.config.line_bits), Signal(self.config.line_bits)
+        # Data side: the line that vectors are cut out of, and one that came before it was needed. So the way back from
+        # the vectors ends here: memory sees a register.
+        response, note = self.client.response, notes.output.payload
+        current, spare = Signal(self.config.line_bits), Signal(self.config.line_bits)
+        kept, cutting, quarter = Signal(), Signal(), Signal(2)      # cutting: a vector is to come out of `current`
         free, take = Signal(), Signal()
         m.d.comb += [
-            free.eq(~self.vector.valid | self.vector.ready),
-            current.eq(Mux(read.fresh, response.payload, kept)),
-            response.ready.eq(notes.r_rdy & read.fresh & free),
-            take.eq(notes.r_rdy & free & (~read.fresh | response.valid)),
-            notes.r_en.eq(take),
+            free.eq(~self.vector.valid | self.vector.ready), response.ready.eq(~kept), notes.output.ready.eq(take),
+            take.eq(notes.output.valid & (~note.fresh | kept | response.valid) & (~cutting | free)),
         ]
-        with m.If(self.vector.ready):
-            m.d.sync += self.vector.valid.eq(0)
+        with m.If(~kept):
+            m.d.sync += spare.eq(response.payload)
+        m.d.sync += kept.eq((kept | response.valid) & ~(take & note.fresh))
         with m.If(take):
-            m.d.sync += [kept.eq(current), self.vector.valid.eq(1)]
-            bytes_ = current.word_select(read.quarter, 8 * lanes)
-            halves = current.word_select(read.quarter[1], 16 * lanes)
+            m.d.sync += [cutting.eq(1), quarter.eq(note.quarter)]
+            with m.If(note.fresh):
+                m.d.sync += current.eq(Mux(kept, spare, response.payload))
+        with m.Elif(free):
+            m.d.sync += cutting.eq(0)
+        with m.If(free):
+            m.d.sync += self.vector.valid.eq(cutting)
+            bytes_ = current.word_select(quarter, 8 * lanes)
+            halves = current.word_select(quarter[1], 16 * lanes)
             for i in range(lanes):
                 with m.Switch(self.width):
                     with m.Case(0):

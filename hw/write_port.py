@@ -72,24 +72,27 @@ class WritePort(wiring.Component):
 
         burst = burst_layout(config)
         order = data.StructLayout({"client": CLIENT_BITS, "burst": burst})
+        turn = data.StructLayout({"client": CLIENT_BITS, "extra": range(BURST_LINES), "of": count})
         body = data.StructLayout({"data": config.line_bits, "strobe": config.line_bytes})
         m.submodules.window = window = Window(config, count)
         m.submodules.errors = errors = ErrorLatch(count + 1)
         m.submodules.arbiter = arbiter = RoundRobin(count)
         m.submodules.addresses = addresses = Fifo(burst, 4)
-        m.submodules.sending = sending = Fifo(order, 16)                # bursts whose data is to go out
+        m.submodules.sending = sending = Fifo(turn, 16)                 # bursts whose data is to go out
         m.submodules.expected = expected = Fifo(order, OUTSTANDING_LINES)   # bursts to be acknowledged
 
-        halted, outstanding = Signal(), Signal(range(OUTSTANDING_LINES + 1))
+        halted, calm, outstanding = Signal(), Signal(), Signal(range(OUTSTANDING_LINES + 1))
+        outside, failed = Signal(count), Signal()       # lines outside the window; an error response
         acknowledged, acknowledged_lines = Signal(), Signal(range(BURST_LINES + 1))
         m.d.comb += [
             window.base.eq(self.window_base), window.limit.eq(self.window_limit), errors.clear.eq(self.clear),
             self.error.eq(errors.error), self.error_code.eq(errors.code), self.error_address.eq(errors.address),
             self.error_client.eq(errors.client), self.quiet.eq(Cat(client.idle for client in self.clients).all()),
         ]
-        with m.If(self.reset | errors.event):
+        m.d.sync += calm.eq(self.quiet & halted)
+        with m.If(self.reset | outside.any() | failed):
             m.d.sync += halted.eq(1)
-        with m.Elif(self.quiet & ~errors.found):
+        with m.Elif(calm & ~errors.found):
             m.d.sync += halted.eq(0)
 
         bursts, buffers = [], []
@@ -103,7 +106,8 @@ class WritePort(wiring.Component):
             buffers.append(buffer)
             # A line rests in a register while its address is compared with the window.
             taken = Signal(data.StructLayout({"line": line_layout(config), "body": body}), name=f"taken{i}")
-            held, inside, after = Signal(name=f"held{i}"), Signal(name=f"inside{i}"), Signal(address_bits, name=f"after{i}")
+            held, inside = Signal(name=f"held{i}"), Signal(name=f"inside{i}")
+            after = Signal(address_bits, name=f"after{i}")
             pending = Signal(range(OUTSTANDING_LINES + BUFFER_LINES + BURST_LINES), name=f"pending{i}")
             leaves, kept = Signal(name=f"leaves{i}"), Signal(name=f"kept{i}")
             m.d.comb += [
@@ -115,7 +119,7 @@ class WritePort(wiring.Component):
                 coalescer.hold.eq(held & ~buffer.input.ready),
                 coalescer.line.valid.eq(kept), coalescer.line.payload.eq(taken.line),
                 buffer.input.valid.eq(kept), buffer.input.payload.eq(taken.body),
-                errors.sources[i].valid.eq(held & ~inside & ~halted),
+                outside[i].eq(held & ~inside), errors.sources[i].valid.eq(outside[i] & ~halted),
                 errors.sources[i].report.code.eq(ErrorCode.WRITE_OUTSIDE_WINDOW),
                 errors.sources[i].report.address.eq(taken.line.address << offset_bits),
                 errors.sources[i].report.client.eq(i),
@@ -135,17 +139,21 @@ class WritePort(wiring.Component):
             m.d.sync += pending.eq(pending + kept - Mux(mine, acknowledged_lines, 0))
 
         # Choose a burst per cycle and queue it for the address, data and response channels.
-        # Their lines count as outstanding a cycle later, so meanwhile there must be room for two bursts.
+        # Their lines count as outstanding a cycle later, and `room` is of the cycle before: both leave it a margin.
         may_issue, issued = Signal(), Signal()
         recent, extra = Signal(), Signal.like(addresses.input.payload.extra)
-        room = Mux(recent, outstanding <= OUTSTANDING_LINES - 2 * BURST_LINES,
-                   outstanding <= OUTSTANDING_LINES - BURST_LINES)
+        room = Signal()
+        m.d.sync += room.eq(Mux(issued, outstanding <= OUTSTANDING_LINES - 3 * BURST_LINES,
+                                Mux(recent, outstanding <= OUTSTANDING_LINES - 2 * BURST_LINES,
+                                    outstanding <= OUTSTANDING_LINES - BURST_LINES)))
         m.d.comb += [
             may_issue.eq(addresses.input.ready & sending.input.ready & room),
             issued.eq(arbiter.valid & may_issue), arbiter.serve.eq(may_issue),
             arbiter.requests.eq(Cat(burst.valid for burst in bursts)),
-            sending.input.payload.client.eq(arbiter.choice), sending.input.payload.burst.eq(addresses.input.payload),
-            expected.input.payload.eq(sending.input.payload),
+            sending.input.payload.client.eq(arbiter.choice),
+            sending.input.payload.extra.eq(addresses.input.payload.extra),
+            *(sending.input.payload.of[i].eq(arbiter.choice == i) for i in range(count)),
+            expected.input.payload.client.eq(arbiter.choice), expected.input.payload.burst.eq(addresses.input.payload),
             addresses.input.valid.eq(issued), sending.input.valid.eq(issued), expected.input.valid.eq(issued),
         ]
         with m.Switch(arbiter.choice):
@@ -165,10 +173,10 @@ class WritePort(wiring.Component):
         beat, sent = Signal(range(beats)) if beats > 1 else Const(0, 1), Signal(range(BURST_LINES))
         current = sending.output.payload
         next_line, next_beat, line_end = Signal(), Signal(), Signal()
-        there = [buffer.output.valid & (current.client == i) for i, buffer in enumerate(buffers)]
+        there = [buffer.output.valid & current.of[i] for i, buffer in enumerate(buffers)]
         m.d.comb += [
             line.input.payload.body.eq(Array(buffer.output.payload for buffer in buffers)[current.client]),
-            line.input.payload.last.eq(sent == current.burst.extra),
+            line.input.payload.last.eq(sent == current.extra),
             line.input.valid.eq(sending.output.valid & Cat(there).any()),
             next_line.eq(line.input.valid & line.input.ready),
             sending.output.ready.eq(next_line & line.input.payload.last),
@@ -176,7 +184,7 @@ class WritePort(wiring.Component):
             line_end.eq(beat == beats - 1), line.output.ready.eq(next_beat & line_end),
         ]
         for i, buffer in enumerate(buffers):
-            m.d.comb += buffer.output.ready.eq(sending.output.valid & line.input.ready & (current.client == i))
+            m.d.comb += buffer.output.ready.eq(sending.output.valid & line.input.ready & current.of[i])
         with m.If(next_line):
             m.d.sync += sent.eq(Mux(line.input.payload.last, 0, sent + 1))
         with m.If(self.axi.wready):
@@ -194,7 +202,7 @@ class WritePort(wiring.Component):
         m.d.comb += [
             self.axi.bready.eq(expected.output.valid), acknowledged.eq(self.axi.bvalid & self.axi.bready),
             expected.output.ready.eq(acknowledged), acknowledged_lines.eq(oldest.burst.extra + 1),
-            errors.sources[count].valid.eq(acknowledged & (self.axi.bresp != 0) & ~halted),
+            failed.eq(acknowledged & (self.axi.bresp != 0)), errors.sources[count].valid.eq(failed & ~halted),
             errors.sources[count].report.code.eq(ErrorCode.WRITE_FAILED),
             errors.sources[count].report.address.eq(oldest.burst.address << offset_bits),
             errors.sources[count].report.client.eq(oldest.client),

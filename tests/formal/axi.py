@@ -318,7 +318,7 @@ def _registers():
 
 
 _NO_PAGE = Fault("hw/coalescer.py", "| self.page_end", "")
-_NO_LIMIT = ("outstanding <= OUTSTANDING_LINES - BURST_LINES", "outstanding <= OUTSTANDING_LINES")
+_NO_LIMIT = (" - BURST_LINES)))", ")))")
 _LITE = (Fault("hw/registers.py", "have_data & ~bus.bvalid", "have_data"),
          Fault("hw/registers.py", "bus.arready.eq(~have_read & ~bus.rvalid)", "bus.arready.eq(~have_read)"))
 
