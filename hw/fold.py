@@ -75,9 +75,10 @@ class Fold(wiring.Component):
         raw_bytes = _Countdown(m, "raw", range(line_bytes + 1))
         take = Signal()
         m.d.comb += self.line.ready.eq(self.busy & raw_bytes.none)
-        with m.If(self.line.valid & self.line.ready):
-            raw_bytes.load(Const(line_bytes))
-            m.d.sync += raw.eq(self.line.payload)
+        with m.If(raw_bytes.none):
+            with m.If(self.line.valid & self.line.ready):
+                raw_bytes.load(Const(line_bytes))
+                m.d.sync += raw.eq(self.line.payload)
         with m.Elif(take):
             raw_bytes.count()
             m.d.sync += raw.eq(raw >> 8)
@@ -110,15 +111,16 @@ class Fold(wiring.Component):
 
         # A complete window is emitted slice by slice; the next byte may enter with the last slice.
         emitting = Signal()
-        index = Signal.like(settings.fold_slices)
         slices = Array(Cat(window[k:k + vector]) for k in range(0, len(window), vector))
-        last_slice = Signal()
+        index = Signal(range(len(slices)))
+        slices_left, last_slice = Signal.like(settings.fold_slices), Signal()
         may_shift = ~emitting | (last_slice & accept)
         with m.If(emitting & accept):
             m.d.comb += [push.eq(1), pushed.eq(slices[index])]
-            m.d.sync += [emitting.eq(~last_slice), index.eq(index + 1), last_slice.eq(index + 2 >= settings.fold_slices)]
+            m.d.sync += [emitting.eq(~last_slice), index.eq(index + 1), slices_left.eq(slices_left - 1),
+                         last_slice.eq(slices_left == 2)]
         with m.If((emitting & accept & last_slice) | ~self.busy):
-            m.d.sync += [index.eq(0), last_slice.eq(settings.fold_slices <= 1)]
+            m.d.sync += [index.eq(0), slices_left.eq(settings.fold_slices), last_slice.eq(settings.fold_slices <= 1)]
 
         skip, pad, row, rows, columns = (_Countdown(m, name, settings[f"fold_{field}"].shape()) for name, field in (
             ("skip", "skip"), ("pad", "pad_bytes"), ("row", "row_bytes"), ("rows", "rows"), ("columns", "columns")))
@@ -158,7 +160,7 @@ class Fold(wiring.Component):
                     m.next = "ROW START"
                 with m.If(shift & pad.some):
                     pad.count()
-                with m.If(shift & pad.none & row.some):
+                with m.If(may_shift & in_row & pad.none & row.some & raw_bytes.some):
                     row.count()
                     m.d.comb += take.eq(1)
                 with m.If(shift & columns.some):
