@@ -96,9 +96,10 @@ class Accumulator(wiring.Component):
         entry[index] = (init ? 0 : entry[index]) + data; with ``final`` the sum is a result as well.
     data : In(32 C bits)  array of signed sums; column j is j cycles late.
     result : Out(stream of 32 C bits)  lines in the order of their control words, one per cycle;
-        the first C + 4 cycles after its control word.
+        the first C + 5 cycles after its control word.
     reserve : In(1)  takes one place; legal while ``room`` is not 0.
-    room : Out(range(result_entries + 1))  places neither reserved nor taken, as of the cycle before.
+    room : Out(range(result_entries + 1))  places neither reserved nor taken, as of the cycle before. Up to two lines
+        have left their places for the registers of ``result``.
     overflow : Out(1)  pulse: a sum left the range of int32 (contract section 1: an error; the sum wraps).
     busy : Out(1)  a control word is on its way; low: all sums have landed and any overflow was reported.
     """
@@ -128,7 +129,7 @@ class Accumulator(wiring.Component):
             m.d.sync += later.eq(earlier)
 
         fetch, read_slot = Signal(), Signal(range(places))
-        overflows = []
+        overflows, results = [], []
         for j in range(columns):
             column = AccumulatorColumn(self.config)
             m.submodules[f"column{j}"] = column
@@ -139,22 +140,25 @@ class Accumulator(wiring.Component):
                 column.write_index.eq(written.index), column.final.eq(written.final),
                 column.slot.eq(written.slot),
                 column.read.eq(fetch), column.read_slot.eq(read_slot),
-                self.result.payload[SUM_BITS * j:SUM_BITS * (j + 1)].eq(column.result),
             ]
+            results.append(column.result)
             overflows.append(column.overflow)
         reporting = Signal()
         m.d.sync += [self.overflow.eq(Cat(overflows).any()), reporting.eq(words[-1].valid)]
         m.d.comb += self.busy.eq(Cat(word.valid for word in words).any() | reporting)
 
-        # The result memories' output registers are the stream's payload: they are held while it waits.
-        landed, lines = Signal(), Signal(range(places + 1))
-        m.d.comb += [landed.eq(words[-1].valid & words[-1].final),
-                     fetch.eq((lines != 0) & (~self.result.valid | self.result.ready))]
-        m.d.sync += lines.eq(lines + landed - fetch)
+        # The result memories' outputs are slow and have a register behind them: the stream's payload.
+        landed, lines, fetched = Signal(), Signal(range(places + 1)), Signal()
+        present = Signal()                   # lines != 0
+        free = ~self.result.valid | self.result.ready
+        m.d.comb += [landed.eq(words[-1].valid & words[-1].final), fetch.eq(present & (~fetched | free))]
+        m.d.sync += [lines.eq(lines + landed - fetch), present.eq(landed | (lines > 1) | ((lines == 1) & ~fetch))]
         with m.If(fetch):
-            m.d.sync += [read_slot.eq(read_slot + 1), self.result.valid.eq(1)]
-        with m.Elif(self.result.ready):
-            m.d.sync += self.result.valid.eq(0)
+            m.d.sync += [read_slot.eq(read_slot + 1), fetched.eq(1)]
+        with m.Elif(free):
+            m.d.sync += fetched.eq(0)
+        with m.If(free):
+            m.d.sync += [self.result.valid.eq(fetched), self.result.payload.eq(Cat(results))]
 
         room = Signal(range(places + 1), init=places)
         m.d.sync += room.eq(room + fetch - self.reserve)

@@ -53,7 +53,8 @@ class Fold(wiring.Component):
     line : In stream of raw lines. packed : Out stream of packed lines.
     busy : Out(1)  from the cycle after ``start`` until the last packed line has left.
 
-    Rate: one byte per cycle, two cycles more per row and one per line; a position takes at least ``fold_slices`` cycles.
+    Rate: one byte per cycle, two cycles more per row and one per line; a position takes at least
+    ``fold_slices`` cycles.
     """
 
     def __init__(self, config: CoreConfig):

@@ -55,26 +55,33 @@ class LoopNest(wiring.Component):
         left = [Signal(self.count_bits, name=f"left{k}") for k in levels]     # iterations after this one
         advance = Signal(self.levels)       # the innermost loop that can still go on: it steps, inner ones restart
         moved = Signal(self.levels)         # bit k: that loop is loop k or one around it
-        restart = Signal(self.levels)       # bit k: loop k restarts with a step: it and all loops in it are at their last
+        restart = Signal(self.levels)       # bit k: loop k restarts: it and all in it are at their last
+        single, singles = Signal(self.levels), Signal(self.levels)      # loops of one iteration; as of the last cycle
         following_last = Signal(self.levels)
         m.d.comb += self.last.eq(self.at_last.all())
         # `step`, which is late in its cycle, only enables registers.
         for k in levels:
-            single = ~self.count[k][1:].any()
             changes = restart[k + 1] if k + 1 < self.levels else 1
-            m.d.comb += following_last[k].eq(Mux(self.load | restart[k], single,
-                                                 Mux(changes, left[k] == 1, self.at_last[k])))
+            m.d.comb += following_last[k].eq(Mux(restart[k], singles[k], Mux(changes, left[k] == 1, self.at_last[k])))
+            m.d.comb += single[k].eq(~self.count[k][1:].any())
             with m.If(self.load | self.step):
                 with m.If(self.load | restart[k]):
-                    m.d.sync += [left[k].eq(Mux(single, 0, self.count[k] - 1)), self.at_first[k].eq(1)]
+                    m.d.sync += [left[k].eq(Mux(single[k], 0, self.count[k] - 1)), self.at_first[k].eq(1)]
                 with m.Elif(changes):
                     m.d.sync += [left[k].eq(left[k] - 1), self.at_first[k].eq(0)]
-        with m.If(self.load | self.step):
-            m.d.sync += self.at_last.eq(following_last)
+
+        def stand(last):
+            """The flags of an iteration from which loops are at their last in it."""
+            m.d.sync += self.at_last.eq(last)
             for k in levels:
-                inner_last = following_last[k + 1:].all()
-                m.d.sync += [advance[k].eq(~following_last[k] & inner_last), restart[k].eq(following_last[k:].all()),
-                             moved[k].eq(inner_last & ~following_last.all())]
+                m.d.sync += [advance[k].eq(~last[k] & last[k + 1:].all()), restart[k].eq(last[k:].all()),
+                             moved[k].eq(last[k + 1:].all() & ~last.all())]
+
+        m.d.sync += singles.eq(single)
+        with m.If(self.load):
+            stand(single)
+        with m.Elif(self.step):
+            stand(following_last)
 
         for name, shape in self.values.items():
             # base[k]: the value at the start of the current iteration of loop k.

@@ -42,9 +42,10 @@ class OperandBuffer(wiring.Component):
         complete.
     memory : Out(ReadClient), always ready for responses.
     advance : In(1)  takes effect in the next cycle.
-    address : In(16)  slice address: line * (line_bytes / lanes) + slice in line. load : In(1)  takes it.
-    available : Out(1)  the slice at the address taken last has arrived (registered). Low before the first ``advance``
-        and in the cycle after each one, when the slice may also be one of the bank before.
+    address : In(16)  slice address: line * (line_bytes / lanes) + slice in line.
+    load, wanted : In(1)  takes the address; without ``wanted`` there is nothing to fetch from it.
+    available : Out(1)  the slice at the address taken last has arrived, or is not wanted (registered). Low for a wanted
+        one before the first ``advance``, and for any in the cycle after each ``advance``.
     read : In(1)  fetches the slice at the address taken last; ``data`` holds it two cycles later.
     data : Out(8 * lanes)
     busy, stalled_in, stalled_out : Out(1)  for counters: a load is in progress; it waits for memory; a
@@ -62,7 +63,8 @@ class OperandBuffer(wiring.Component):
         super().__init__({
             "command": In(stream.Signature(LOAD.layout)),
             "memory": Out(ReadClient(config)),
-            "advance": In(1), "address": In(16), "load": In(1), "read": In(1),
+            "advance": In(1), "address": In(16), "load": In(1), "wanted": In(1),
+            "read": In(1),
             "available": Out(1), "data": Out(8 * lanes),
             "busy": Out(1), "stalled_in": Out(1), "stalled_out": Out(1),
         })
@@ -155,9 +157,11 @@ class OperandBuffer(wiring.Component):
         def arrived_by_now(address):
             return ~fresh & ((lead > 0) | ((lead == 0) & ((address[slice_bits:][:index_bits] < level) | ~self.busy)))
 
+        held_wanted = Signal()
         with m.If(self.load):
-            m.d.sync += held.eq(self.address)
-        m.d.sync += self.available.eq(Mux(self.load, arrived_by_now(self.address), arrived_by_now(held)) & ~self.advance)
+            m.d.sync += [held.eq(self.address), held_wanted.eq(self.wanted)]
+        m.d.sync += self.available.eq(~self.advance & Mux(self.load, arrived_by_now(self.address) | ~self.wanted,
+                                                          arrived_by_now(held) | ~held_wanted))
         m.d.comb += [read.addr.eq(Cat(line, current)), read.en.eq(1)]
         choice = Signal(slice_bits)
         fetched = Signal()

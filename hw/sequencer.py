@@ -80,8 +80,9 @@ class Sequencer(wiring.Component):
     """Fetches the program and issues each descriptor to its engine, in order; engines decide when it starts.
 
     One word per cycle goes to an engine, with a pause of a cycle after each line, so a descriptor takes about as many
-    cycles as it has words; fetching runs ahead. LOOP is a barrier: it waits until both engines are idle, counts the step, adds the increments to the base
-    registers and jumps. On an illegal descriptor the earlier ones finish and nothing later is issued.
+    cycles as it has words; fetching runs ahead. LOOP is a barrier: it waits until both engines are idle, counts the
+    step, adds the increments to the base registers and jumps. On an illegal descriptor the earlier ones finish and
+    nothing later is issued.
 
     Attributes
     ----------

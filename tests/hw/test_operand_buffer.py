@@ -55,6 +55,7 @@ async def _read(ctx, dut, slices, rng, expected, stall):
         loading = bool(pending) and (held is None or reading)
         ctx.set(dut.address, pending[0] if loading else rng.getrandbits(16))
         ctx.set(dut.load, loading)
+        ctx.set(dut.wanted, loading)
         ctx.set(dut.read, reading)
         if due and due[0][0] == cycle:
             k = due.pop(0)[1]
@@ -76,6 +77,7 @@ async def _available(ctx, dut, address):
     """Takes the address; whether its slice has arrived."""
     ctx.set(dut.address, address)
     ctx.set(dut.load, 1)
+    ctx.set(dut.wanted, 1)
     await ctx.tick()
     ctx.set(dut.load, 0)
     return ctx.get(dut.available)
