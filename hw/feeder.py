@@ -60,8 +60,8 @@ class Feeder(wiring.Component):
     command : block to feed; released when its last vector has been issued.
     a, b : slice address of the next vector, its `load` and whether it is `wanted`; `available` and the `read` strobe of
         the current one; `advance` of the operand buffers; data arrives two cycles after `read`.
-    weights_ready, weights_take, weights_enable : handshake with the weight ring. `enable` is high while tiles of the
-        current block may shift into the shadow registers.
+    weights_ready, weights_take, weights_enable : handshake with the weight ring: `ready` is high a cycle before the
+        tile may be taken. `enable` is high while tiles of the current block may shift into the shadow registers.
     next_same_mode : the next block is known and runs in the mode of this one, so its first tile may be shifted early,
         and its first boundary closes the last gradient tile of this one.
     room, reserve : accounting of the result FIFO.
@@ -149,29 +149,33 @@ class Feeder(wiring.Component):
         operands = self.a_available & self.b_available
         # Weight-stationary: an accumulator entry may be used again REUSE cycles later. Tiles of that many pixels or
         # more keep to it by themselves; a shorter one whose last pixels waited for an operand holds the next tile.
-        short = Signal()
-        recent, recently = Signal(REUSE - 3), Signal()
-        m.d.sync += [recent.eq(Cat(fire, recent)), recently.eq(Cat(fire, recent).any())]
-        too_early = short & recently
+        pixel, short, ends_short = Signal(16), Signal(), Signal()      # short: the tile that ended last
+        m.d.comb += ends_short.eq(Mux(fire & now.tile_end, pixel < REUSE - 1, short))
+        m.d.sync += short.eq(ends_short)
+        recent = Signal(REUSE - 3)
+        m.d.sync += recent.eq(Cat(fire, recent))
+        too_early = ends_short & (fire | recent.any())                 # in the next cycle
         # Output-stationary: a boundary closes the previous tile, whose rows then leave one per cycle.
         spacing = Signal(range(config.rows))
         pending = Signal(data.StructLayout({"valid": 1, "entry": now.entry.shape(), "init": 1, "final": 1}))
         unloading = Signal(pending.shape())
         row = Signal(range(config.rows))
         boundary = Signal()
-        close_ok = Signal()
+        close_ok, spaced, waiting = Signal(), Signal(), Signal()       # of the last cycle, for `activity`
         # Decided a cycle ahead: two results issued before, or two rows, may not have been taken from `room` by then.
-        may_close, has_room, clear = Signal(), Signal(), Signal()
-        m.d.comb += [has_room.eq(self.room > 2),
+        may_close, has_room, has_weights, clear = Signal(), Signal(), Signal(), Signal()
+        m.d.comb += [has_room.eq(self.room > 2), has_weights.eq(self.weights_ready & ~self.weights_take & ~too_early),
                      may_close.eq((spacing <= 1) & ~(boundary & gradient)
                                   & (~(pending.valid & pending.final) | (self.room >= config.rows + 2)))]
 
-        def may_go(closes, takes_room):
-            return (~closes | may_close) & (~takes_room | has_room)
+        def may_go(closes, takes_weights, takes_room):
+            return (~closes | may_close) & (~takes_weights | has_weights) & (~takes_room | has_room)
 
         m.d.sync += [close_ok.eq(may_close),
-                     clear.eq(Mux(step, may_go(tile_start & gradient, final & ~gradient) & (first | ~now.last),
-                                  may_go(now.closes, now.takes_room) & now.valid))]
+                     clear.eq(Mux(step, may_go(tile_start & gradient, tile_start & ~gradient, final & ~gradient)
+                                  & (first | ~now.last),
+                                  may_go(now.closes, now.takes_weights, now.takes_room) & now.valid)),
+                     spaced.eq(~too_early), waiting.eq(~self.weights_ready)]
 
         flush = Signal()                     # the boundary of its own that ends a gradient block
         on_the_way = Signal(FEED_LATENCY)    # issued, not yet seen by the array
@@ -200,9 +204,9 @@ class Feeder(wiring.Component):
                     m.d.comb += self.activity.eq(Activity.OPERAND)
                 with m.Elif(now.closes & ~close_ok):
                     m.d.comb += self.activity.eq(Mux(spacing != 0, Activity.SPACING, Activity.RESULTS))
-                with m.Elif(now.takes_weights & too_early):
+                with m.Elif(now.takes_weights & ~spaced):
                     m.d.comb += self.activity.eq(Activity.SPACING)
-                with m.Elif(now.takes_weights & ~self.weights_ready):
+                with m.Elif(now.takes_weights & waiting):
                     m.d.comb += self.activity.eq(Activity.WEIGHTS)
                 with m.Elif(~clear):
                     m.d.comb += self.activity.eq(Activity.RESULTS)
@@ -225,18 +229,15 @@ class Feeder(wiring.Component):
                     m.next = "IDLE"
 
         m.d.comb += [
-            fire.eq(clear & operands & ~(now.takes_weights & (too_early | ~self.weights_ready))),
+            fire.eq(clear & operands),
             boundary.eq((fire & now.tile_start) | flush),
             self.a_read.eq(fire & now.need_a), self.b_read.eq(fire & now.need_b),
             self.weights_take.eq(fire & now.takes_weights),
         ]
 
         # Weight-stationary results: one entry per pixel, counted from the tile's first entry.
-        pixel = Signal(16)
         with m.If(fire):
             m.d.sync += pixel.eq(Mux(now.tile_end, 0, pixel + 1))
-            with m.If(now.tile_end):
-                m.d.sync += short.eq(pixel < REUSE - 1)
 
         # Output-stationary results: `pending` is the tile being summed, `unloading` the one whose rows leave now.
         with m.If(spacing != 0):
