@@ -212,8 +212,8 @@ class Core(wiring.Component):
         m.d.comb += [
             errors.clear.eq(soft_reset), registers.error.eq(errors.error), registers.error_code.eq(errors.code),
             registers.error_address.eq(errors.address), registers.error_descriptor.eq(descriptor),
-            registers.idle.eq(reads.quiet & writes.quiet & ~sequencer.running),
         ]
+        m.d.sync += registers.idle.eq(reads.quiet & writes.quiet & ~sequencer.running)
 
         m.d.comb += [
             self.trace_product.eq(product.activity), self.trace_product_tag.eq(product.tag),
