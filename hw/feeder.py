@@ -61,7 +61,7 @@ class Feeder(wiring.Component):
     a, b : slice address of the next vector, its `load` and whether it is `wanted`; `available` and the `read` strobe of
         the current one; `advance` of the operand buffers; data arrives two cycles after `read`.
     weights_ready, weights_take, weights_enable : handshake with the weight ring: `ready` is high a cycle before the
-        tile may be taken. `enable` is high while tiles of the current block may shift into the shadow registers.
+        tile may be taken. `enable` is high, from the second cycle of a block on, while its tiles may shift into the shadow registers.
     next_same_mode : the next block is known and runs in the mode of this one, so its first tile may be shifted early,
         and its first boundary closes the last gradient tile of this one.
     room, reserve : accounting of the result FIFO.
@@ -115,8 +115,8 @@ class Feeder(wiring.Component):
         ]
 
         mode = Signal(Mode)                  # of the array
-        gradient = Signal()
-        m.d.comb += [self.mode.eq(mode), gradient.eq(mode == Mode.GRADIENT)]
+        gradient = Signal()                  # its mode is GRADIENT
+        m.d.comb += self.mode.eq(mode)
 
         # The vector to be issued; the loops stand at the one after it. A tap outside the image reads as zero.
         now = Signal(data.StructLayout({
@@ -162,11 +162,14 @@ class Feeder(wiring.Component):
         row = Signal(range(config.rows))
         boundary = Signal()
         close_ok, spaced, waiting = Signal(), Signal(), Signal()       # of the last cycle, for `activity`
-        # Decided a cycle ahead: two results issued before, or two rows, may not have been taken from `room` by then.
+        # Decided a cycle ahead, and room is known another one late: three results issued before, or three rows, may not
+        # have been taken from `room` by then.
         may_close, has_room, has_weights, clear = Signal(), Signal(), Signal(), Signal()
-        m.d.comb += [has_room.eq(self.room > 2), has_weights.eq(self.weights_ready & ~self.weights_take & ~too_early),
+        room_for_rows = Signal()
+        m.d.sync += [has_room.eq(self.room > 3), room_for_rows.eq(self.room >= config.rows + 3)]
+        m.d.comb += [has_weights.eq(self.weights_ready & ~self.weights_take & ~too_early),
                      may_close.eq((spacing <= 1) & ~(boundary & gradient)
-                                  & (~(pending.valid & pending.final) | (self.room >= config.rows + 2)))]
+                                  & (~(pending.valid & pending.final) | room_for_rows))]
 
         def may_go(closes, takes_weights, takes_room):
             return (~closes | may_close) & (~takes_weights | has_weights) & (~takes_room | has_room)
@@ -185,6 +188,7 @@ class Feeder(wiring.Component):
 
         with m.FSM():
             with m.State("IDLE"):
+                m.d.sync += self.weights_enable.eq(0)
                 with m.If(self.command.valid):
                     with m.If((feed.mode != mode) & ~settled):
                         m.d.comb += self.activity.eq(Activity.DRAIN)
@@ -193,11 +197,11 @@ class Feeder(wiring.Component):
                             self.a_advance.eq(self.command.p.load_a), self.b_advance.eq(self.command.p.load_b),
                             self.activity.eq(Activity.DEPENDENCY),
                         ]
-                        m.d.sync += [mode.eq(feed.mode), first.eq(1), idle.eq(0)]
+                        m.d.sync += [mode.eq(feed.mode), gradient.eq(feed.mode == Mode.GRADIENT), first.eq(1), idle.eq(0)]
                         m.next = "FEED"
             with m.State("FEED"):
                 # The last tile is under way: the shadow registers may take a tile of the next block only in its mode.
-                m.d.comb += self.weights_enable.eq(~gradient & (~now.last_tile | now.tile_start | self.next_same_mode))
+                m.d.sync += self.weights_enable.eq(~gradient & (~now.last_tile | now.tile_start | self.next_same_mode))
                 with m.If(~now.valid):
                     m.d.comb += self.activity.eq(Activity.DEPENDENCY)
                 with m.Elif(~operands):

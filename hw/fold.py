@@ -128,22 +128,34 @@ class Fold(wiring.Component):
         m.d.comb += byte.eq(Mux(pad.none & row.some, raw[:8], 0))
         until = Signal.like(settings.fold_kernel_bytes)      # bytes until the next window is complete
         complete = Signal()                                  # one
-        in_row = Signal()
+        in_row, in_skip = Signal(), Signal()                 # states ROW, SKIP
         m.d.comb += shift.eq(in_row & may_shift & (pad.some | (row.some & raw_bytes.some) | (row.none & columns.some)))
+        with m.If(shift & pad.some):
+            pad.count()
+        with m.If(may_shift & in_row & pad.none & row.some & raw_bytes.some):
+            row.count()
+            m.d.comb += take.eq(1)
+        with m.If(in_skip & skip.some & raw_bytes.some):
+            skip.count()
+            m.d.comb += take.eq(1)
+        with m.If(shift & columns.some):
+            m.d.sync += [until.eq(until - 1), complete.eq(until == 2)]
+            with m.If(complete):
+                columns.count()
+                m.d.sync += [emitting.eq(1), until.eq(settings.fold_step_bytes),
+                             complete.eq(settings.fold_step_bytes == 1)]
         with m.FSM():
             with m.State("IDLE"):
                 raw_bytes.load(Const(0))
                 skip.load(settings.fold_skip)
                 rows.load(settings.fold_rows)
                 with m.If(self.start):
-                    m.d.sync += self.busy.eq(1)
+                    m.d.sync += [self.busy.eq(1), in_skip.eq(1)]
                     m.next = "SKIP"
             with m.State("SKIP"):
                 with m.If(skip.none):
+                    m.d.sync += in_skip.eq(0)
                     m.next = "ROW START"
-                with m.Elif(raw_bytes.some):
-                    m.d.comb += take.eq(1)
-                    skip.count()
             with m.State("ROW START"):
                 pad.load(settings.fold_pad_bytes)
                 row.load(settings.fold_row_bytes)
@@ -159,17 +171,6 @@ class Fold(wiring.Component):
                 with m.If(columns.none & row.none & pad.none & may_shift):
                     m.d.sync += in_row.eq(0)
                     m.next = "ROW START"
-                with m.If(shift & pad.some):
-                    pad.count()
-                with m.If(may_shift & in_row & pad.none & row.some & raw_bytes.some):
-                    row.count()
-                    m.d.comb += take.eq(1)
-                with m.If(shift & columns.some):
-                    m.d.sync += [until.eq(until - 1), complete.eq(until == 2)]
-                    with m.If(complete):
-                        columns.count()
-                        m.d.sync += [emitting.eq(1), until.eq(settings.fold_step_bytes),
-                                     complete.eq(settings.fold_step_bytes == 1)]
             with m.State("FLUSH"):
                 with m.If(slot != 0):
                     m.d.comb += push.eq(1)

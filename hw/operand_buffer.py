@@ -85,7 +85,7 @@ class OperandBuffer(wiring.Component):
             nest.count[0].eq(load.tiles), nest.count[1].eq(load.runs), nest.count[2].eq(load.lines),
             nest.start_address.eq(load.address), nest.stride_address[0].eq(load.tile_stride),
             nest.stride_address[1].eq(load.run_stride), nest.stride_address[2].eq(config.line_bytes),
-            request.payload.eq(nest.value_address[line_bits:]),
+            request.payload.eq(nest.value_address[line_bits:]), nest.step.eq(request.valid & request.ready),
             response.ready.eq(1),
             fold.settings.eq(load),
             raw.w_data.eq(response.payload), raw.w_en.eq(response.valid & load.fold),
@@ -109,7 +109,7 @@ class OperandBuffer(wiring.Component):
         # Loading. `arrived` comes a cycle late, so a load ends when its last line is surely written or folded.
         level = Signal(range(config.buffer_lines + 1))       # lines written by the latest load
         outstanding = Signal(16)                             # lines requested and not yet known to have arrived
-        requested = Signal()                                 # all of them
+        asking = Signal()                                    # not all of them are requested
         arrived = Signal()
         m.d.sync += arrived.eq(Mux(load.fold, raw.r_rdy & raw.r_en, response.valid))
         m.d.comb += [
@@ -119,11 +119,14 @@ class OperandBuffer(wiring.Component):
         ]
         # Places of the queue before the folding unit, less those that requested lines need: all in a plain load.
         places = Signal(range(FOLD_LINES + 1), init=FOLD_LINES)
+        place = Signal(init=1)                               # places != 0
         with m.If(load.fold):
-            m.d.sync += places.eq(places - (request.valid & request.ready) + arrived)
+            m.d.sync += [places.eq(places - (request.valid & request.ready) + arrived),
+                         place.eq((places > 1) | (place & ~(request.valid & request.ready)) | arrived)]
+        m.d.comb += request.valid.eq(asking & place)
         m.d.sync += outstanding.eq(outstanding + (request.valid & request.ready) - arrived)
         with m.If(begin):
-            m.d.sync += [level.eq(0), requested.eq(0)]
+            m.d.sync += [level.eq(0), asking.eq(1)]
         with m.Elif(write.en & (level != config.buffer_lines)):
             m.d.sync += level.eq(level + 1)
         with m.FSM():
@@ -138,12 +141,10 @@ class OperandBuffer(wiring.Component):
             with m.State("LOAD"):
                 m.d.comb += [
                     self.busy.eq(1), self.stalled_in.eq((outstanding != 0) & ~response.valid & ~raw.r_rdy),
-                    request.valid.eq(~requested & (places != 0)),
-                    nest.step.eq(request.valid & request.ready),
                 ]
                 with m.If(request.valid & request.ready & nest.last):
-                    m.d.sync += requested.eq(1)
-                with m.If(requested & (outstanding == 0) & ~fold.busy):
+                    m.d.sync += asking.eq(0)
+                with m.If(~asking & (outstanding == 0) & ~fold.busy):
                     m.d.comb += self.command.ready.eq(1)
                     m.d.sync += target.eq(~target)
                     m.next = "IDLE"

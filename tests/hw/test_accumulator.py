@@ -45,8 +45,7 @@ def simulate(config, words, data, *, issue=1.0, accept=1.0, hoard=0, seed=0):
             elif valid:
                 shown.append(cycle)
             room = ctx.get(dut.room)
-            left = room - (config.result_entries - reserved)      # lines that have left their places
-            assert len(lines) + valid <= left <= len(lines) + valid + 1
+            assert room == config.result_entries - reserved + len(lines) + valid
             if ctx.get(dut.overflow):
                 overflows.append(cycle)
             # inputs of this cycle
