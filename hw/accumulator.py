@@ -37,7 +37,7 @@ class AccumulatorColumn(wiring.Component):
     init : In(1)  one cycle later.
     write, write_index, final, slot : In  three cycles later; where the sum goes.
     overflow : Out(1)  with ``write``: the sum wrapped.
-    read, read_slot : In  fetch a result. result : Out(signed(32))  the result last fetched.
+    read_slot : In  result : Out(signed(32))  the result that was there, one cycle later.
     """
 
     def __init__(self, config: CoreConfig):
@@ -46,7 +46,7 @@ class AccumulatorColumn(wiring.Component):
             "data": In(signed(SUM_BITS)), "index": In(range(self.entries)), "init": In(1),
             "write": In(1), "write_index": In(range(self.entries)),
             "final": In(1), "slot": In(range(self.result_entries)), "overflow": Out(1),
-            "read": In(1), "read_slot": In(range(self.result_entries)), "result": Out(signed(SUM_BITS)),
+            "read_slot": In(range(self.result_entries)), "result": Out(signed(SUM_BITS)),
         })
 
     def elaborate(self, platform):
@@ -72,7 +72,7 @@ class AccumulatorColumn(wiring.Component):
         m.d.comb += [
             write.addr.eq(self.write_index), write.data.eq(total), write.en.eq(self.write),
             deliver.addr.eq(self.slot), deliver.data.eq(total), deliver.en.eq(self.write & self.final),
-            fetch.addr.eq(self.read_slot), fetch.en.eq(self.read), self.result.eq(fetch.data),
+            fetch.addr.eq(self.read_slot), fetch.en.eq(1), self.result.eq(fetch.data),
         ]
         return m
 
@@ -96,7 +96,7 @@ class Accumulator(wiring.Component):
         entry[index] = (init ? 0 : entry[index]) + data; with ``final`` the sum is a result as well.
     data : In(32 C bits)  array of signed sums; column j is j cycles late.
     result : Out(stream of 32 C bits)  lines in the order of their control words, one per cycle;
-        the first C + 4 cycles after its control word.
+        the first C + 5 cycles after its control word.
     reserve : In(1)  takes one place; legal while ``room`` is not 0.
     room : Out(range(result_entries + 1))  places neither reserved nor taken, as of the cycle before.
     overflow : Out(1)  pulse: a sum left the range of int32 (contract section 1: an error; the sum wraps).
@@ -127,8 +127,8 @@ class Accumulator(wiring.Component):
         for earlier, later in zip(words, words[1:], strict=False):
             m.d.sync += later.eq(earlier)
 
-        fetch, read_slot = Signal(), Signal(range(places))
-        overflows = []
+        read_slot = Signal(range(places))
+        overflows, results = [], []
         for j in range(columns):
             column = AccumulatorColumn(self.config)
             m.submodules[f"column{j}"] = column
@@ -138,25 +138,34 @@ class Accumulator(wiring.Component):
                 column.init.eq(words[j + CLEAR].init), column.write.eq(written.valid),
                 column.write_index.eq(written.index), column.final.eq(written.final),
                 column.slot.eq(written.slot),
-                column.read.eq(fetch), column.read_slot.eq(read_slot),
-                self.result.payload[SUM_BITS * j:SUM_BITS * (j + 1)].eq(column.result),
+                column.read_slot.eq(read_slot),
             ]
+            results.append(column.result)
             overflows.append(column.overflow)
         reporting = Signal()
         m.d.sync += [self.overflow.eq(Cat(overflows).any()), reporting.eq(words[-1].valid)]
         m.d.comb += self.busy.eq(Cat(word.valid for word in words).any() | reporting)
 
-        # The result memories' output registers are the stream's payload: they are held while it waits.
-        landed, lines = Signal(), Signal(range(places + 1))
-        m.d.comb += [landed.eq(words[-1].valid & words[-1].final),
-                     fetch.eq((lines != 0) & (~self.result.valid | self.result.ready))]
-        m.d.sync += lines.eq(lines + landed - fetch)
-        with m.If(fetch):
-            m.d.sync += [read_slot.eq(read_slot + 1), self.result.valid.eq(1)]
-        with m.Elif(self.result.ready):
-            m.d.sync += self.result.valid.eq(0)
-
+        # The result memories' outputs are slow and have a register behind them: the stream's payload. While a line waits
+        # for it, its place is read again and again and stays taken. What is late, `free`, only chooses.
+        landed, fetch, fetched, moved = Signal(), Signal(), Signal(), Signal()
+        lines, present = Signal(range(places + 1)), Signal()           # landed and not fetched; not 0
+        next_slot, held_slot = Signal.like(read_slot), Signal.like(read_slot)
         room = Signal(range(places + 1), init=places)
-        m.d.sync += room.eq(room + fetch - self.reserve)
-        m.d.comb += self.room.eq(room)
+        free = ~self.result.valid | self.result.ready
+        m.d.comb += [
+            landed.eq(words[-1].valid & words[-1].final), fetch.eq(present & (~fetched | free)),
+            moved.eq(fetched & free), read_slot.eq(Mux(fetched & ~free, held_slot, next_slot)), self.room.eq(room),
+        ]
+        m.d.sync += [
+            lines.eq(Mux(fetch, lines + landed - 1, lines + landed)),
+            present.eq(landed | (lines > 1) | ((lines == 1) & ~fetch)),
+            room.eq(Mux(moved, room - self.reserve + 1, room - self.reserve)),
+        ]
+        with m.If(fetch):
+            m.d.sync += [next_slot.eq(next_slot + 1), held_slot.eq(next_slot), fetched.eq(1)]
+        with m.Elif(free):
+            m.d.sync += fetched.eq(0)
+        with m.If(free):
+            m.d.sync += [self.result.valid.eq(fetched), self.result.payload.eq(Cat(results))]
         return m

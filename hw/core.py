@@ -83,14 +83,17 @@ class VectorQueue(wiring.Component):
         connect(m, scalar.o, engine.scalar)
         for name in ("source0", "source1", "source2", "target0", "target1"):
             connect(m, flipped(getattr(self, name)), getattr(engine, name))
-        is_scalar = decode.header.opcode == Opcode.SCALAR
+        is_scalar, runnable = Signal(), Signal()
         free = vector.i.ready & scalar.i.ready
-        runnable = Signal()
-        m.d.comb += [
-            decode.address.eq(self.address),
-            runnable.eq(decode.valid & reached(self.fed, decode.header.wait_product)
+        # Counts only grow while a descriptor waits: it may still start in the cycle after they reached their targets.
+        m.d.sync += [
+            is_scalar.eq(decode.header.opcode == Opcode.SCALAR),
+            runnable.eq(decode.valid & ~decode.release & reached(self.fed, decode.header.wait_product)
                         & reached(self.stored, decode.header.wait_product)
                         & reached(self.completed, decode.header.wait_vector)),
+        ]
+        m.d.comb += [
+            decode.address.eq(self.address),
             vector.i.valid.eq(runnable & free & ~is_scalar), vector.i.p.eq(decode.vector),
             scalar.i.valid.eq(runnable & free & is_scalar), scalar.i.p.eq(decode.scalar),
             decode.release.eq(runnable & free),
@@ -103,8 +106,8 @@ class VectorQueue(wiring.Component):
         ]
         with m.If(decode.release):
             m.d.sync += [self.descriptor.eq(decode.held_address), self.tag.eq(decode.header.tag)]
-        issued = Signal(16)
-        m.d.sync += [self.completed.eq(self.completed + engine.done), issued.eq(issued + decode.release)]
+        issued, done = Signal(16), Signal()
+        m.d.sync += [done.eq(engine.done), self.completed.eq(self.completed + done), issued.eq(issued + decode.release)]
         with m.If(self.iteration):
             m.d.sync += [self.completed.eq(0), issued.eq(0)]
         m.d.comb += self.idle.eq(~decode.valid & (issued == self.completed))
@@ -209,8 +212,8 @@ class Core(wiring.Component):
         m.d.comb += [
             errors.clear.eq(soft_reset), registers.error.eq(errors.error), registers.error_code.eq(errors.code),
             registers.error_address.eq(errors.address), registers.error_descriptor.eq(descriptor),
-            registers.idle.eq(reads.quiet & writes.quiet & ~sequencer.running),
         ]
+        m.d.sync += registers.idle.eq(reads.quiet & writes.quiet & ~sequencer.running)
 
         m.d.comb += [
             self.trace_product.eq(product.activity), self.trace_product_tag.eq(product.tag),

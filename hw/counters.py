@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from amaranth.hdl import Module
+from amaranth.hdl import Module, Signal
 from amaranth.lib import wiring
 from amaranth.lib.wiring import In, Out
 
@@ -20,7 +20,7 @@ class Counters(wiring.Component):
 
     Attributes
     ----------
-    NAME : In(1)  for each event: adds one to its counter in every cycle in which it is high.
+    NAME : In(1)  for each event: its counter grows, two cycles later, by one for every cycle in which it is high.
     clear : In(1)  zeroes all. counts : Out(48).array(n).
     """
 
@@ -34,8 +34,10 @@ class Counters(wiring.Component):
     def elaborate(self, platform):
         m = Module()
         for k, name in enumerate(self.names):
+            happened = Signal(name=f"{name}_happened")
+            m.d.sync += happened.eq(getattr(self, name))
             with m.If(self.clear):
                 m.d.sync += self.counts[k].eq(0)
-            with m.Elif(getattr(self, name)):
+            with m.Elif(happened):
                 m.d.sync += self.counts[k].eq(self.counts[k] + 1)
         return m

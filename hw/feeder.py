@@ -47,6 +47,10 @@ class Feeder(wiring.Component):
     The seven loops (4 over tiles, 3 over pixels) run at one vector a cycle. A cycle in which something is missing
     becomes a bubble: the left edge sees zeros and the accumulator no control, so the array itself never stalls.
 
+    The loops run one vector ahead of the one that is issued: all facts about that one are in registers, so a cycle's
+    late decision is only whether it is fed. The first vector of a block is issued at the earliest two cycles after the
+    block was taken.
+
     Parameters
     ----------
     config : core configuration.
@@ -54,9 +58,10 @@ class Feeder(wiring.Component):
     Attributes
     ----------
     command : block to feed; released when its last vector has been issued.
-    a, b : slice address, read strobe, `available` and `advance` of the operand buffers; data arrives two cycles later.
-    weights_ready, weights_take, weights_enable : handshake with the weight ring. `enable` is high while tiles of the
-        current block may shift into the shadow registers.
+    a, b : slice address of the next vector, its `load` and whether it is `wanted`; `available` and the `read` strobe of
+        the current one; `advance` of the operand buffers; data arrives two cycles after `read`.
+    weights_ready, weights_take, weights_enable : handshake with the weight ring: `ready` is high a cycle before the
+        tile may be taken. `enable` is high, from the second cycle of a block on, while its tiles may shift into the shadow registers.
     next_same_mode : the next block is known and runs in the mode of this one, so its first tile may be shifted early,
         and its first boundary closes the last gradient tile of this one.
     room, reserve : accounting of the result FIFO.
@@ -69,10 +74,10 @@ class Feeder(wiring.Component):
         rows, columns = config.rows, config.columns
         super().__init__({
             "command": In(stream.Signature(feed_command())),
-            "a_address": Out(16), "a_read": Out(1), "a_available": In(1), "a_advance": Out(1),
-            "a_data": In(8 * rows),
-            "b_address": Out(16), "b_read": Out(1), "b_available": In(1), "b_advance": Out(1),
-            "b_data": In(8 * columns),
+            "a_address": Out(16), "a_load": Out(1), "a_wanted": Out(1), "a_available": In(1), "a_read": Out(1),
+            "a_advance": Out(1), "a_data": In(8 * rows),
+            "b_address": Out(16), "b_load": Out(1), "b_wanted": Out(1), "b_available": In(1), "b_read": Out(1),
+            "b_advance": Out(1), "b_data": In(8 * columns),
             "weights_ready": In(1), "weights_take": Out(1), "weights_enable": Out(1),
             "next_same_mode": In(1),
             "room": In(range(config.result_entries + 1)), "reserve": Out(1),
@@ -88,7 +93,8 @@ class Feeder(wiring.Component):
         feed = self.command.p.feed
 
         # Loops 0..3 are the tile loops, 4..6 the pixel loops.
-        m.submodules.loops = loops = LoopNest(7, {"a": 16, "b": 16, "row": 16, "column": 16, "entry": 16})
+        m.submodules.loops = loops = LoopNest(7, {"a": 16, "b": 16, "row": 16, "column": 16,
+                                                   "entry": config.accumulator_entries.bit_length() - 1})
         for k in range(4):
             m.d.comb += [
                 loops.count[k].eq(feed[f"tiles{k}"]),
@@ -109,102 +115,133 @@ class Feeder(wiring.Component):
         ]
 
         mode = Signal(Mode)                  # of the array
-        gradient = Signal()
-        m.d.comb += [self.mode.eq(mode), gradient.eq(mode == Mode.GRADIENT)]
+        gradient = Signal()                  # its mode is GRADIENT
+        m.d.comb += self.mode.eq(mode)
 
-        # Which parts of the operands does the current vector need? A tap outside the image reads as zero.
-        inside, need_a, need_b = Signal(), Signal(), Signal()
-        m.d.comb += [
-            inside.eq((loops.value_row < feed.rows) & (loops.value_column < feed.columns)),
-            need_a.eq(gradient | inside),
-            need_b.eq(gradient & inside),
-            self.a_address.eq(loops.value_a), self.b_address.eq(loops.value_b),
-        ]
-        operands = Signal()
-        m.d.comb += operands.eq((self.a_available | ~need_a) & (self.b_available | ~need_b))
-
-        tile_start = loops.at_first[4:7].all()
+        # The vector to be issued; the loops stand at the one after it. A tap outside the image reads as zero.
+        now = Signal(data.StructLayout({
+            "valid": 1, "need_a": 1, "need_b": 1, "tile_start": 1, "tile_end": 1, "last": 1, "last_tile": 1,
+            "takes_weights": 1, "closes": 1, "takes_room": 1, "entry": config.accumulator_entries.bit_length() - 1,
+            "init": 1, "final": 1}))
+        first, fire, step = Signal(), Signal(), Signal()      # first: none was loaded yet
+        idle = Signal(init=1)                # no block: the loops are loaded until there is one
+        inside, tile_start = Signal(), Signal()
         reduction_first = (loops.at_first[:4] | ~feed.reduce).all()
-        reduction_last = (loops.at_last[:4] | ~feed.reduce).all()
-        final = Signal()
-        m.d.comb += final.eq(feed.last & reduction_last)
-
+        final = feed.last & (loops.at_last[:4] | ~feed.reduce).all()
+        m.d.comb += [
+            step.eq(first | fire),
+            inside.eq((loops.value_row < feed.rows) & (loops.value_column < feed.columns)),
+            tile_start.eq(loops.at_first[4:7].all()),
+            loops.load.eq(idle), loops.step.eq(step),
+            self.a_address.eq(loops.value_a), self.b_address.eq(loops.value_b),
+            self.a_load.eq(step), self.b_load.eq(step),
+            self.a_wanted.eq(gradient | inside), self.b_wanted.eq(gradient & inside),
+        ]
+        with m.If(step):
+            m.d.sync += [
+                first.eq(0), now.valid.eq(first | ~now.last),
+                now.need_a.eq(self.a_wanted), now.need_b.eq(self.b_wanted),
+                now.tile_start.eq(tile_start), now.tile_end.eq(loops.at_last[4:7].all()), now.last.eq(loops.last),
+                now.last_tile.eq(loops.at_last[:4].all()), now.takes_weights.eq(tile_start & ~gradient),
+                now.closes.eq(tile_start & gradient), now.takes_room.eq(final & ~gradient),
+                now.entry.eq(loops.value_entry), now.init.eq(feed.first & reduction_first), now.final.eq(final),
+            ]
+        operands = self.a_available & self.b_available
         # Weight-stationary: an accumulator entry may be used again REUSE cycles later. Tiles of that many pixels or
         # more keep to it by themselves; a shorter one whose last pixels waited for an operand holds the next tile.
-        fire, short = Signal(), Signal()
-        recent = Signal(REUSE - 2)
+        pixel, short, ends_short = Signal(16), Signal(), Signal()      # short: the tile that ended last
+        m.d.comb += ends_short.eq(Mux(fire & now.tile_end, pixel < REUSE - 1, short))
+        m.d.sync += short.eq(ends_short)
+        recent = Signal(REUSE - 3)
         m.d.sync += recent.eq(Cat(fire, recent))
-        too_early = short & recent.any()
-
+        too_early = ends_short & (fire | recent.any())                 # in the next cycle
         # Output-stationary: a boundary closes the previous tile, whose rows then leave one per cycle.
         spacing = Signal(range(config.rows))
-        pending = Signal(data.StructLayout({"valid": 1, "entry": 16, "init": 1, "final": 1}))
+        pending = Signal(data.StructLayout({"valid": 1, "entry": now.entry.shape(), "init": 1, "final": 1}))
         unloading = Signal(pending.shape())
         row = Signal(range(config.rows))
-        close_ok = Signal()
-        m.d.comb += close_ok.eq((spacing == 0)
-                                & (~(pending.valid & pending.final) | (self.room >= config.rows)))
-
         boundary = Signal()
+        close_ok, spaced, waiting = Signal(), Signal(), Signal()       # of the last cycle, for `activity`
+        # Decided a cycle ahead, and room is known another one late: three results issued before, or three rows, may not
+        # have been taken from `room` by then.
+        may_close, has_room, has_weights, clear = Signal(), Signal(), Signal(), Signal()
+        room_for_rows = Signal()
+        m.d.sync += [has_room.eq(self.room > 3), room_for_rows.eq(self.room >= config.rows + 3)]
+        m.d.comb += [has_weights.eq(self.weights_ready & ~self.weights_take & ~too_early),
+                     may_close.eq((spacing <= 1) & ~(boundary & gradient)
+                                  & (~(pending.valid & pending.final) | room_for_rows))]
+
+        def may_go(closes, takes_weights, takes_room):
+            return (~closes | may_close) & (~takes_weights | has_weights) & (~takes_room | has_room)
+
+        m.d.sync += [close_ok.eq(may_close),
+                     clear.eq(Mux(step, may_go(tile_start & gradient, tile_start & ~gradient, final & ~gradient)
+                                  & (first | ~now.last),
+                                  may_go(now.closes, now.takes_weights, now.takes_room) & now.valid)),
+                     spaced.eq(~too_early), waiting.eq(~self.weights_ready)]
+
+        flush = Signal()                     # the boundary of its own that ends a gradient block
         on_the_way = Signal(FEED_LATENCY)    # issued, not yet seen by the array
         m.d.sync += on_the_way.eq(Cat(fire | boundary | unloading.valid, on_the_way))
-        settled = ~on_the_way.any() & ~unloading.valid & self.array_empty
+        settled = Signal()                   # of the cycle before; once high it stays until something is issued
+        m.d.sync += settled.eq(~(fire | boundary) & ~on_the_way.any() & ~unloading.valid & self.array_empty)
 
-        # The last tile is under way: the shadow registers may take a tile of the next block only in the same mode.
-        last_tile = Signal()
-        m.d.comb += last_tile.eq(loops.at_last[:4].all() & ~tile_start)
         with m.FSM():
             with m.State("IDLE"):
+                m.d.sync += self.weights_enable.eq(0)
                 with m.If(self.command.valid):
                     with m.If((feed.mode != mode) & ~settled):
                         m.d.comb += self.activity.eq(Activity.DRAIN)
                     with m.Else():
                         m.d.comb += [
-                            loops.load.eq(1),
                             self.a_advance.eq(self.command.p.load_a), self.b_advance.eq(self.command.p.load_b),
                             self.activity.eq(Activity.DEPENDENCY),
                         ]
-                        m.d.sync += mode.eq(feed.mode)
+                        m.d.sync += [mode.eq(feed.mode), gradient.eq(feed.mode == Mode.GRADIENT), first.eq(1), idle.eq(0)]
                         m.next = "FEED"
             with m.State("FEED"):
-                m.d.comb += self.weights_enable.eq(~gradient & (~last_tile | self.next_same_mode))
-                with m.If(~operands):
+                # The last tile is under way: the shadow registers may take a tile of the next block only in its mode.
+                m.d.sync += self.weights_enable.eq(~gradient & (~now.last_tile | now.tile_start | self.next_same_mode))
+                with m.If(~now.valid):
+                    m.d.comb += self.activity.eq(Activity.DEPENDENCY)
+                with m.Elif(~operands):
                     m.d.comb += self.activity.eq(Activity.OPERAND)
-                with m.Elif(gradient & tile_start & ~close_ok):
+                with m.Elif(now.closes & ~close_ok):
                     m.d.comb += self.activity.eq(Mux(spacing != 0, Activity.SPACING, Activity.RESULTS))
-                with m.Elif(~gradient & tile_start & too_early):
+                with m.Elif(now.takes_weights & ~spaced):
                     m.d.comb += self.activity.eq(Activity.SPACING)
-                with m.Elif(~gradient & tile_start & ~self.weights_ready):
+                with m.Elif(now.takes_weights & waiting):
                     m.d.comb += self.activity.eq(Activity.WEIGHTS)
-                with m.Elif(~gradient & final & (self.room == 0)):
+                with m.Elif(~clear):
                     m.d.comb += self.activity.eq(Activity.RESULTS)
                 with m.Else():
-                    m.d.comb += [self.activity.eq(Activity.BUSY), fire.eq(1), boundary.eq(tile_start)]
-                    with m.If(loops.last):
+                    m.d.comb += self.activity.eq(Activity.BUSY)
+                with m.If(fire):
+                    with m.If(now.last):
                         # The boundary of a following gradient block closes the last tile; else a boundary of its own.
                         with m.If(gradient & ~self.next_same_mode):
                             m.next = "FLUSH"
                         with m.Else():
                             m.d.comb += [self.command.ready.eq(1), self.done.eq(1)]
+                            m.d.sync += idle.eq(1)
                             m.next = "IDLE"
             with m.State("FLUSH"):
                 m.d.comb += self.activity.eq(Mux((spacing != 0) | close_ok, Activity.SPACING, Activity.RESULTS))
                 with m.If(close_ok):
-                    m.d.comb += [boundary.eq(1), self.command.ready.eq(1), self.done.eq(1)]
+                    m.d.comb += [flush.eq(1), self.command.ready.eq(1), self.done.eq(1)]
+                    m.d.sync += idle.eq(1)
                     m.next = "IDLE"
 
         m.d.comb += [
-            loops.step.eq(fire),
-            self.a_read.eq(fire & need_a), self.b_read.eq(fire & need_b),
-            self.weights_take.eq(fire & tile_start & ~gradient),
+            fire.eq(clear & operands),
+            boundary.eq((fire & now.tile_start) | flush),
+            self.a_read.eq(fire & now.need_a), self.b_read.eq(fire & now.need_b),
+            self.weights_take.eq(fire & now.takes_weights),
         ]
 
         # Weight-stationary results: one entry per pixel, counted from the tile's first entry.
-        pixel = Signal(16)
         with m.If(fire):
-            m.d.sync += pixel.eq(Mux(loops.at_last[4:7].all(), 0, pixel + 1))
-            with m.If(loops.at_last[4:7].all()):
-                m.d.sync += short.eq(pixel < REUSE - 1)
+            m.d.sync += pixel.eq(Mux(now.tile_end, 0, pixel + 1))
 
         # Output-stationary results: `pending` is the tile being summed, `unloading` the one whose rows leave now.
         with m.If(spacing != 0):
@@ -216,22 +253,22 @@ class Feeder(wiring.Component):
         with m.If(boundary & gradient):
             m.d.sync += [spacing.eq(config.rows - 1), unloading.eq(pending), row.eq(0), pending.valid.eq(0)]
             with m.If(fire):
-                m.d.sync += [pending.valid.eq(1), pending.entry.eq(loops.value_entry), pending.init.eq(feed.first),
+                m.d.sync += [pending.valid.eq(1), pending.entry.eq(now.entry), pending.init.eq(feed.first),
                              pending.final.eq(feed.last)]
 
         # From issue to the array's edge: FEED_LATENCY cycles. Rows of a gradient tile start with the boundary that
         # closes the tile; `unloading` is set one cycle after its issue, so it joins one stage later.
         issued, late, edge = (Signal(result_control(config), name=name) for name in ("issued", "late", "edge"))
         with m.If(~gradient):
-            m.d.comb += [issued.valid.eq(fire), issued.index.eq(loops.value_entry + pixel),
-                         issued.init.eq(feed.first & reduction_first), issued.final.eq(final)]
+            m.d.comb += [issued.valid.eq(fire), issued.index.eq(now.entry + pixel),
+                         issued.init.eq(now.init), issued.final.eq(now.final)]
         m.d.sync += [late.eq(issued), edge.eq(late)]
         with m.If(unloading.valid):
             m.d.sync += [edge.valid.eq(1), edge.index.eq(unloading.entry + row), edge.init.eq(unloading.init),
                          edge.final.eq(unloading.final)]
         m.d.comb += [
             self.control.eq(edge),
-            self.reserve.eq((issued.valid & issued.final) | (unloading.valid & unloading.final)),
+            self.reserve.eq((late.valid & late.final) | (unloading.valid & unloading.final)),
         ]
         a_late, b_late, boundary_late = Signal(2), Signal(2), Signal(2)
         m.d.sync += [a_late.eq(Cat(self.a_read, a_late)), b_late.eq(Cat(self.b_read, b_late)),

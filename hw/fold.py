@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from amaranth.hdl import Array, Cat, Module, Mux, Signal
+from amaranth.hdl import Array, Cat, Const, Module, Mux, Signal
 from amaranth.lib import stream, wiring
 from amaranth.lib.wiring import In, Out
 
@@ -15,6 +15,21 @@ __all__ = ["Fold", "window_bytes"]
 def window_bytes(config: CoreConfig) -> int:
     """Largest ``fold_kernel_bytes``: a line, but at least 32 bytes."""
     return max(config.line_bytes, 32)
+
+
+class _Countdown:
+    """Counter down to 0 that knows a cycle ahead when it is there: ``none``, its complement ``some``."""
+
+    def __init__(self, m: Module, name: str, shape):
+        self.m = m
+        self.left, self.none = Signal(shape, name=f"{name}_left"), Signal(init=1, name=f"{name}_none")
+        self.some = ~self.none
+
+    def load(self, value):
+        self.m.d.sync += [self.left.eq(value), self.none.eq(value == 0)]
+
+    def count(self):
+        self.m.d.sync += [self.left.eq(self.left - 1), self.none.eq(self.left == 1)]
 
 
 class Fold(wiring.Component):
@@ -38,7 +53,8 @@ class Fold(wiring.Component):
     line : In stream of raw lines. packed : Out stream of packed lines.
     busy : Out(1)  from the cycle after ``start`` until the last packed line has left.
 
-    Rate: one byte per cycle, one cycle more per row; a position takes at least ``fold_slices`` cycles.
+    Rate: one byte per cycle, two cycles more per row and one per line; a position takes at least
+    ``fold_slices`` cycles.
     """
 
     def __init__(self, config: CoreConfig):
@@ -54,20 +70,24 @@ class Fold(wiring.Component):
         m = Module()
         vector, line_bytes, settings = self.config.vector, self.config.line_bytes, self.settings
 
-        # Raw bytes: a line is shifted out byte by byte.
+        # Raw bytes: a line is shifted out byte by byte. The next one is taken in a cycle of its own, because whether
+        # the last byte leaves is known late.
         raw = Signal(self.config.line_bits)
-        raw_left = Signal(range(line_bytes + 1))
+        raw_bytes = _Countdown(m, "raw", range(line_bytes + 1))
         take = Signal()
-        m.d.comb += self.line.ready.eq(self.busy & ((raw_left == 0) | ((raw_left == 1) & take)))
-        with m.If(self.line.valid & self.line.ready):
-            m.d.sync += [raw.eq(self.line.payload), raw_left.eq(line_bytes)]
+        m.d.comb += self.line.ready.eq(self.busy & raw_bytes.none)
+        with m.If(raw_bytes.none):
+            with m.If(self.line.valid & self.line.ready):
+                raw_bytes.load(Const(line_bytes))
+                m.d.sync += raw.eq(self.line.payload)
         with m.Elif(take):
-            m.d.sync += [raw.eq(raw >> 8), raw_left.eq(raw_left - 1)]
+            raw_bytes.count()
+            m.d.sync += raw.eq(raw >> 8)
 
         # The last kernel_bytes bytes, oldest first; bytes beyond stay zero.
         window = [Signal(8, name=f"window{k}") for k in range(window_bytes(self.config))]
         shift = Signal()
-        byte = Signal(8)
+        byte = Signal(8)         # 0 in padding
         with m.If(self.start):
             m.d.sync += [place.eq(0) for place in window]
         with m.Elif(shift):
@@ -92,62 +112,69 @@ class Fold(wiring.Component):
 
         # A complete window is emitted slice by slice; the next byte may enter with the last slice.
         emitting = Signal()
-        index = Signal.like(settings.fold_slices)
         slices = Array(Cat(window[k:k + vector]) for k in range(0, len(window), vector))
-        last_slice = index + 1 >= settings.fold_slices
+        index = Signal(range(len(slices)))
+        slices_left, last_slice = Signal.like(settings.fold_slices), Signal()
         may_shift = ~emitting | (last_slice & accept)
         with m.If(emitting & accept):
             m.d.comb += [push.eq(1), pushed.eq(slices[index])]
-            m.d.sync += [index.eq(Mux(last_slice, 0, index + 1)), emitting.eq(~last_slice)]
+            m.d.sync += [emitting.eq(~last_slice), index.eq(index + 1), slices_left.eq(slices_left - 1),
+                         last_slice.eq(slices_left == 2)]
+        with m.If((emitting & accept & last_slice) | ~self.busy):
+            m.d.sync += [index.eq(0), slices_left.eq(settings.fold_slices), last_slice.eq(settings.fold_slices <= 1)]
 
-        skip_left = Signal.like(settings.fold_skip)
-        pad_left = Signal.like(settings.fold_pad_bytes)
-        row_left = Signal.like(settings.fold_row_bytes)
-        rows_left = Signal.like(settings.fold_rows)
-        columns_left = Signal.like(settings.fold_columns)
+        skip, pad, row, rows, columns = (_Countdown(m, name, settings[f"fold_{field}"].shape()) for name, field in (
+            ("skip", "skip"), ("pad", "pad_bytes"), ("row", "row_bytes"), ("rows", "rows"), ("columns", "columns")))
+        m.d.comb += byte.eq(Mux(pad.none & row.some, raw[:8], 0))
         until = Signal.like(settings.fold_kernel_bytes)      # bytes until the next window is complete
-        m.d.comb += self.busy.eq(1)
+        complete = Signal()                                  # one
+        in_row, in_skip = Signal(), Signal()                 # states ROW, SKIP
+        m.d.comb += shift.eq(in_row & may_shift & (pad.some | (row.some & raw_bytes.some) | (row.none & columns.some)))
+        with m.If(shift & pad.some):
+            pad.count()
+        with m.If(may_shift & in_row & pad.none & row.some & raw_bytes.some):
+            row.count()
+            m.d.comb += take.eq(1)
+        with m.If(in_skip & skip.some & raw_bytes.some):
+            skip.count()
+            m.d.comb += take.eq(1)
+        with m.If(shift & columns.some):
+            m.d.sync += [until.eq(until - 1), complete.eq(until == 2)]
+            with m.If(complete):
+                columns.count()
+                m.d.sync += [emitting.eq(1), until.eq(settings.fold_step_bytes),
+                             complete.eq(settings.fold_step_bytes == 1)]
         with m.FSM():
             with m.State("IDLE"):
-                m.d.comb += self.busy.eq(0)
-                m.d.sync += [raw_left.eq(0), skip_left.eq(settings.fold_skip),
-                             rows_left.eq(settings.fold_rows)]
+                raw_bytes.load(Const(0))
+                skip.load(settings.fold_skip)
+                rows.load(settings.fold_rows)
                 with m.If(self.start):
+                    m.d.sync += [self.busy.eq(1), in_skip.eq(1)]
                     m.next = "SKIP"
             with m.State("SKIP"):
-                with m.If(skip_left == 0):
+                with m.If(skip.none):
+                    m.d.sync += in_skip.eq(0)
                     m.next = "ROW START"
-                with m.Elif(raw_left != 0):
-                    m.d.comb += take.eq(1)
-                    m.d.sync += skip_left.eq(skip_left - 1)
             with m.State("ROW START"):
-                m.d.sync += [pad_left.eq(settings.fold_pad_bytes), row_left.eq(settings.fold_row_bytes),
-                             columns_left.eq(settings.fold_columns), until.eq(settings.fold_kernel_bytes),
-                             rows_left.eq(rows_left - 1)]
+                pad.load(settings.fold_pad_bytes)
+                row.load(settings.fold_row_bytes)
+                columns.load(settings.fold_columns)
+                rows.count()
+                m.d.sync += [until.eq(settings.fold_kernel_bytes), complete.eq(settings.fold_kernel_bytes == 1)]
                 m.next = "ROW"
-                with m.If(rows_left == 0):
+                m.d.sync += in_row.eq(1)
+                with m.If(rows.none):
+                    m.d.sync += in_row.eq(0)
                     m.next = "FLUSH"
             with m.State("ROW"):
-                with m.If((columns_left == 0) & (row_left == 0)):
-                    with m.If(may_shift):
-                        m.next = "ROW START"
-                with m.Elif(may_shift):
-                    with m.If(pad_left != 0):
-                        m.d.comb += shift.eq(1)
-                        m.d.sync += pad_left.eq(pad_left - 1)
-                    with m.Elif(row_left == 0):
-                        m.d.comb += shift.eq(1)
-                    with m.Elif(raw_left != 0):
-                        m.d.comb += [shift.eq(1), take.eq(1), byte.eq(raw[:8])]
-                        m.d.sync += row_left.eq(row_left - 1)
-                with m.If(shift & (columns_left != 0)):
-                    m.d.sync += until.eq(until - 1)
-                    with m.If(until == 1):
-                        m.d.sync += [emitting.eq(1), columns_left.eq(columns_left - 1),
-                                     until.eq(settings.fold_step_bytes)]
+                with m.If(columns.none & row.none & pad.none & may_shift):
+                    m.d.sync += in_row.eq(0)
+                    m.next = "ROW START"
             with m.State("FLUSH"):
                 with m.If(slot != 0):
                     m.d.comb += push.eq(1)
                 with m.Elif(accept):
+                    m.d.sync += self.busy.eq(0)
                     m.next = "IDLE"
         return m

@@ -54,21 +54,34 @@ class LoopNest(wiring.Component):
         # Everything about an iteration is in registers, so that what follows has the whole cycle.
         left = [Signal(self.count_bits, name=f"left{k}") for k in levels]     # iterations after this one
         advance = Signal(self.levels)       # the innermost loop that can still go on: it steps, inner ones restart
-        m.d.comb += self.last.eq(self.at_last.all())
+        moved = Signal(self.levels)         # bit k: that loop is loop k or one around it
+        restart = Signal(self.levels)       # bit k: loop k restarts: it and all in it are at their last
+        single, singles = Signal(self.levels), Signal(self.levels)      # loops of one iteration; as of the last cycle
         following_last = Signal(self.levels)
+        m.d.comb += self.last.eq(self.at_last.all())
+        # `step`, which is late in its cycle, only enables registers.
         for k in levels:
-            single = ~self.count[k][1:].any()
-            with m.If(self.load | (self.step & (advance[:k].any() | self.last))):
-                m.d.comb += following_last[k].eq(single)
-                m.d.sync += [left[k].eq(Mux(single, 0, self.count[k] - 1)), self.at_first[k].eq(1)]
-            with m.Elif(self.step & advance[k]):
-                m.d.comb += following_last[k].eq(left[k] == 1)
-                m.d.sync += [left[k].eq(left[k] - 1), self.at_first[k].eq(0)]
-            with m.Else():
-                m.d.comb += following_last[k].eq(self.at_last[k])
-        with m.If(self.load | self.step):
-            m.d.sync += self.at_last.eq(following_last)
-            m.d.sync += [advance[k].eq(~following_last[k] & following_last[k + 1:].all()) for k in levels]
+            changes = restart[k + 1] if k + 1 < self.levels else 1
+            m.d.comb += following_last[k].eq(Mux(restart[k], singles[k], Mux(changes, left[k] == 1, self.at_last[k])))
+            m.d.comb += single[k].eq(~self.count[k][1:].any())
+            with m.If(self.load | self.step):
+                with m.If(self.load | restart[k]):
+                    m.d.sync += [left[k].eq(Mux(single[k], 0, self.count[k] - 1)), self.at_first[k].eq(1)]
+                with m.Elif(changes):
+                    m.d.sync += [left[k].eq(left[k] - 1), self.at_first[k].eq(0)]
+
+        def stand(last):
+            """The flags of an iteration from which loops are at their last in it."""
+            m.d.sync += self.at_last.eq(last)
+            for k in levels:
+                m.d.sync += [advance[k].eq(~last[k] & last[k + 1:].all()), restart[k].eq(last[k:].all()),
+                             moved[k].eq(last[k + 1:].all() & ~last.all())]
+
+        m.d.sync += singles.eq(single)
+        with m.If(self.load):
+            stand(single)
+        with m.Elif(self.step):
+            stand(following_last)
 
         for name, shape in self.values.items():
             # base[k]: the value at the start of the current iteration of loop k.
@@ -87,7 +100,7 @@ class LoopNest(wiring.Component):
                 with m.If(self.load):
                     m.d.sync += base[k].eq(getattr(self, f"start_{name}"))
                 # Loop j <= k stepped: every level inside it restarts from the new value.
-                with m.Elif(self.step & advance[:k + 1].any()):
+                with m.Elif(self.step & moved[k]):
                     m.d.sync += base[k].eq(following)
             m.d.comb += getattr(self, f"value_{name}").eq(base[-1])
         return m

@@ -43,8 +43,10 @@ class OperandBuffer(wiring.Component):
     memory : Out(ReadClient), always ready for responses.
     advance : In(1)  takes effect in the next cycle.
     address : In(16)  slice address: line * (line_bytes / lanes) + slice in line.
-    read : In(1)  fetches the slice at ``address``; ``data`` holds it two cycles later.
-    available : Out(1)  the slice at ``address`` has arrived; combinational. Low before the first ``advance``.
+    load, wanted : In(1)  takes the address; without ``wanted`` there is nothing to fetch from it.
+    available : Out(1)  the slice at the address taken last has arrived, or is not wanted (registered). Low for a wanted
+        one before the first ``advance``, and for any in the cycle after each ``advance``.
+    read : In(1)  fetches the slice at the address taken last; ``data`` holds it two cycles later.
     data : Out(8 * lanes)
     busy, stalled_in, stalled_out : Out(1)  for counters: a load is in progress; it waits for memory; a
         load waits for a free bank.
@@ -61,7 +63,8 @@ class OperandBuffer(wiring.Component):
         super().__init__({
             "command": In(stream.Signature(LOAD.layout)),
             "memory": Out(ReadClient(config)),
-            "advance": In(1), "address": In(16), "read": In(1),
+            "advance": In(1), "address": In(16), "load": In(1), "wanted": In(1),
+            "read": In(1),
             "available": Out(1), "data": Out(8 * lanes),
             "busy": Out(1), "stalled_in": Out(1), "stalled_out": Out(1),
         })
@@ -82,7 +85,7 @@ class OperandBuffer(wiring.Component):
             nest.count[0].eq(load.tiles), nest.count[1].eq(load.runs), nest.count[2].eq(load.lines),
             nest.start_address.eq(load.address), nest.stride_address[0].eq(load.tile_stride),
             nest.stride_address[1].eq(load.run_stride), nest.stride_address[2].eq(config.line_bytes),
-            request.payload.eq(nest.value_address[line_bits:]),
+            request.payload.eq(nest.value_address[line_bits:]), nest.step.eq(request.valid & request.ready),
             response.ready.eq(1),
             fold.settings.eq(load),
             raw.w_data.eq(response.payload), raw.w_en.eq(response.valid & load.fold),
@@ -98,31 +101,39 @@ class OperandBuffer(wiring.Component):
         current = Signal(init=1)
         target = Signal()
         begin = Signal()
-        m.d.sync += lead.eq(lead + begin - self.advance)
+        bank_free = Signal(init=1)                           # true a cycle late, false before the next load
+        m.d.sync += [lead.eq(lead + begin - self.advance), bank_free.eq((lead <= fresh) & ~begin)]
         with m.If(self.advance):
             m.d.sync += [current.eq(~current), fresh.eq(0)]
 
-        # Loading.
+        # Loading. `arrived` comes a cycle late, so a load ends when its last line is surely written or folded.
         level = Signal(range(config.buffer_lines + 1))       # lines written by the latest load
-        outstanding = Signal(16)                             # lines requested and not yet written or folded
-        requested = Signal()                                 # all of them
+        outstanding = Signal(16)                             # lines requested and not yet known to have arrived
+        asking = Signal()                                    # not all of them are requested
         arrived = Signal()
+        m.d.sync += arrived.eq(Mux(load.fold, raw.r_rdy & raw.r_en, response.valid))
         m.d.comb += [
-            arrived.eq(Mux(load.fold, raw.r_rdy & raw.r_en, response.valid)),
             write.en.eq(Mux(load.fold, fold.packed.valid, response.valid)),
             write.data.eq(Mux(load.fold, fold.packed.payload, response.payload)),
             write.addr.eq(Cat(level[:index_bits], target)),
         ]
+        # Places of the queue before the folding unit, less those that requested lines need: all in a plain load.
+        places = Signal(range(FOLD_LINES + 1), init=FOLD_LINES)
+        place = Signal(init=1)                               # places != 0
+        with m.If(load.fold):
+            m.d.sync += [places.eq(places - (request.valid & request.ready) + arrived),
+                         place.eq((places > 1) | (place & ~(request.valid & request.ready)) | arrived)]
+        m.d.comb += request.valid.eq(asking & place)
         m.d.sync += outstanding.eq(outstanding + (request.valid & request.ready) - arrived)
         with m.If(begin):
-            m.d.sync += [level.eq(0), requested.eq(0)]
+            m.d.sync += [level.eq(0), asking.eq(1)]
         with m.Elif(write.en & (level != config.buffer_lines)):
             m.d.sync += level.eq(level + 1)
         with m.FSM():
             with m.State("IDLE"):
                 with m.If(self.command.valid & ~load.enable):
                     m.d.comb += self.command.ready.eq(1)
-                with m.Elif(self.command.valid & (lead <= fresh)):
+                with m.Elif(self.command.valid & bank_free):
                     m.d.comb += [begin.eq(1), nest.load.eq(1), fold.start.eq(load.fold)]
                     m.next = "LOAD"
                 with m.Else():
@@ -130,27 +141,32 @@ class OperandBuffer(wiring.Component):
             with m.State("LOAD"):
                 m.d.comb += [
                     self.busy.eq(1), self.stalled_in.eq((outstanding != 0) & ~response.valid & ~raw.r_rdy),
-                    request.valid.eq(~requested & ~(load.fold & (outstanding == FOLD_LINES))),
-                    nest.step.eq(request.valid & request.ready),
                 ]
                 with m.If(request.valid & request.ready & nest.last):
-                    m.d.sync += requested.eq(1)
-                with m.If(requested & (outstanding == 0) & ~fold.busy):
+                    m.d.sync += asking.eq(0)
+                with m.If(~asking & (outstanding == 0) & ~fold.busy):
                     m.d.comb += self.command.ready.eq(1)
                     m.d.sync += target.eq(~target)
                     m.next = "IDLE"
 
-        # Serving.
+        # Serving. Whether the next slice has arrived is known for both addresses before the late `load` chooses one.
         slices = config.line_bytes // self.lanes
         slice_bits = (slices - 1).bit_length()
-        line = self.address[slice_bits:][:index_bits]
-        m.d.comb += [
-            self.available.eq(~fresh & ((lead > 0) | ((lead == 0) & ((line < level) | ~self.busy)))),
-            read.addr.eq(Cat(line, current)), read.en.eq(self.read),
-        ]
+        held = Signal(16)
+        line = held[slice_bits:][:index_bits]
+
+        def arrived_by_now(address):
+            return ~fresh & ((lead > 0) | ((lead == 0) & ((address[slice_bits:][:index_bits] < level) | ~self.busy)))
+
+        held_wanted = Signal()
+        with m.If(self.load):
+            m.d.sync += [held.eq(self.address), held_wanted.eq(self.wanted)]
+        m.d.sync += self.available.eq(~self.advance & Mux(self.load, arrived_by_now(self.address) | ~self.wanted,
+                                                          arrived_by_now(held) | ~held_wanted))
+        m.d.comb += [read.addr.eq(Cat(line, current)), read.en.eq(1)]
         choice = Signal(slice_bits)
         fetched = Signal()
-        m.d.sync += [choice.eq(self.address[:slice_bits]), fetched.eq(self.read)]
+        m.d.sync += [choice.eq(held[:slice_bits]), fetched.eq(self.read)]
         with m.If(fetched):
             m.d.sync += self.data.eq(Array(read.data.word_select(k, 8 * self.lanes)
                                            for k in range(slices))[choice])

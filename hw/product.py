@@ -57,7 +57,8 @@ class ProductEngine(wiring.Component):
     vector_completed : In(16) completed vector and scalar descriptors of this iteration.
     read_a, read_b, read_weights, write : memory clients.
     range : maxima of finished results, for the scalar registers.
-    fed, stored : Out(16) blocks of this iteration whose last vector was issued / whose results are in memory.
+    fed, stored : Out(16) blocks of this iteration whose last vector was issued / whose results are in memory, as of the
+        cycle before.
     idle : Out(1) everything issued is complete.
     overflow : Out(1) pulse, an int32 sum wrapped.
     descriptor, loading, storing : Out(32) byte addresses of the blocks being fed, loaded and stored.
@@ -96,9 +97,11 @@ class ProductEngine(wiring.Component):
         connect(m, flipped(self.read_weights), weights.memory)
         connect(m, flipped(self.write), store.memory)
 
-        # Each unit takes its part of the descriptor once; the descriptor leaves when all have.
+        # Each unit takes its part of the descriptor once; the descriptor leaves when all have. Counts only grow while
+        # a descriptor waits, so it may still start in the cycle after they have reached what it waits for.
         runnable = Signal()
-        m.d.comb += runnable.eq(decode.valid & reached(self.vector_completed, decode.header.wait_vector)
+        m.d.sync += runnable.eq(decode.valid & ~decode.release
+                                & reached(self.vector_completed, decode.header.wait_vector)
                                 & reached(self.fed, decode.header.wait_product)
                                 & reached(self.stored, decode.header.wait_product))
         feed_shape = data.StructLayout({"command": feeder.command.p.shape(), "tag": 16, "address": ADDRESS_BITS})
@@ -124,7 +127,7 @@ class ProductEngine(wiring.Component):
             m.d.comb += [register.i.valid.eq(runnable & ~taken[k]),
                          *(select(register.i.p).eq(value) for select, value in fields)]
             takes.append(register.i.valid & register.i.ready)
-        m.d.comb += decode.release.eq(runnable & (taken | Cat(takes)).all())
+        m.d.comb += decode.release.eq(taken.all())
         m.d.sync += taken.eq(Mux(decode.release, 0, taken | Cat(takes)))
         with m.If(takes[0]):
             m.d.sync += self.loading.eq(decode.held_address)
@@ -139,14 +142,12 @@ class ProductEngine(wiring.Component):
         m.d.comb += [
             feeder.command.valid.eq(feed.valid), feed.ready.eq(feeder.command.ready),
             feeder.command.p.eq(feed.p.command), self.descriptor.eq(feed.p.address),
-            # Until all parts are taken the decoder may still hold the block that is being fed.
-            feeder.next_same_mode.eq(runnable & ~taken[list(parts).index("feed")]
-                                     & (decode.feed.mode == feeder.mode)),
-
-            buffer_a.address.eq(feeder.a_address), buffer_a.read.eq(feeder.a_read),
+            buffer_a.address.eq(feeder.a_address), buffer_a.load.eq(feeder.a_load),
+            buffer_a.wanted.eq(feeder.a_wanted), buffer_a.read.eq(feeder.a_read),
             buffer_a.advance.eq(feeder.a_advance), feeder.a_available.eq(buffer_a.available),
             feeder.a_data.eq(buffer_a.data),
-            buffer_b.address.eq(feeder.b_address), buffer_b.read.eq(feeder.b_read),
+            buffer_b.address.eq(feeder.b_address), buffer_b.load.eq(feeder.b_load),
+            buffer_b.wanted.eq(feeder.b_wanted), buffer_b.read.eq(feeder.b_read),
             buffer_b.advance.eq(feeder.b_advance), feeder.b_available.eq(buffer_b.available),
             feeder.b_data.eq(buffer_b.data),
 
@@ -163,12 +164,17 @@ class ProductEngine(wiring.Component):
             accumulator.reserve.eq(feeder.reserve), feeder.room.eq(accumulator.room),
             self.overflow.eq(accumulator.overflow),
         ]
+        # Until all parts are taken the decoder may still hold the block that is being fed.
+        part = list(parts).index("feed")
+        m.d.sync += feeder.next_same_mode.eq(runnable & ~taken[part] & ~takes[part] & feed.valid
+                                             & (decode.feed.mode == feed.p.command.feed.mode))
         connect(m, accumulator.result, store.result)
         m.d.comb += self.range.eq(store.range)
 
         issued = Signal(16)
-        m.d.sync += [self.fed.eq(self.fed + feeder.done), self.stored.eq(self.stored + store.done),
-                     issued.eq(issued + decode.release)]
+        fed, stored = Signal(), Signal()
+        m.d.sync += [fed.eq(feeder.done), stored.eq(store.done), issued.eq(issued + decode.release),
+                     self.fed.eq(self.fed + fed), self.stored.eq(self.stored + stored)]
         with m.If(self.iteration):
             m.d.sync += [self.fed.eq(0), self.stored.eq(0), issued.eq(0)]
         m.d.comb += self.idle.eq(~decode.valid & (self.fed == issued) & (self.stored == issued))

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from amaranth.hdl import Array, Cat, Const, Module, Mux, Signal
+from amaranth.hdl import Cat, Const, Module, Mux, Signal
 from amaranth.lib import wiring
 from amaranth.lib.wiring import In, Out
 
 from .axi import REGISTER_ADDRESS_BITS, Axi4Lite, Response
 from .config import CoreConfig
 from .errors import ERROR_BITS
-from .register_map import COUNTER_BITS, MAX_COUNTERS, REGISTERS, Access, Register, constants, offset
+from .register_map import COUNTER_BITS, MAX_COUNTERS, REGISTERS, Access, Register, constants
 
 __all__ = ["LiteSlave", "Registers"]
 
@@ -26,7 +26,8 @@ class LiteSlave(wiring.Component):
         ``write_refused`` In(1) in the same cycle answers SLVERR.
     read : Out(1)  one cycle: ``read_data`` In(32) of word ``read_word`` is taken, SLVERR if ``read_refused``.
 
-    A write takes at least two cycles from its last channel's handshake to BVALID, a read two to RVALID.
+    The word addresses are stable from the cycle before ``write`` or ``read`` on. A write takes at least three cycles
+    from its last channel's handshake to BVALID, a read three to RVALID.
     """
 
     def __init__(self):
@@ -40,11 +41,12 @@ class LiteSlave(wiring.Component):
         m = Module()
         bus = self.bus
         have_address, have_data, strobe, have_read = Signal(), Signal(), Signal(4), Signal()
+        m.d.sync += [self.write.eq(have_address & have_data & ~bus.bvalid & ~self.write),
+                     self.read.eq(have_read & ~self.read)]
         m.d.comb += [
             bus.awready.eq(~have_address), bus.wready.eq(~have_data),
-            self.write.eq(have_address & have_data & ~bus.bvalid),
             self.write_mask.eq(Cat(bit.replicate(8) for bit in strobe)),
-            bus.arready.eq(~have_read & ~bus.rvalid), self.read.eq(have_read),
+            bus.arready.eq(~have_read & ~bus.rvalid),
         ]
         with m.If(bus.awvalid & bus.awready):
             m.d.sync += [have_address.eq(1), self.write_word.eq(bus.awaddr[2:])]
@@ -114,11 +116,11 @@ class Registers(wiring.Component):
         self._run(m, slave, values)
 
         select, counter = values["COUNTER_SELECT", "index"], Signal(COUNTER_BITS)
-        m.d.sync += counter.eq(0)
-        with m.If(select < len(self.counters)):
-            m.d.sync += counter.eq(Array(self.counters)[select])
+        chosen = Signal(len(self.counters))
+        m.d.sync += [chosen.eq(Cat(select == k for k in range(len(self.counters)))),
+                     counter.eq(_chosen(chosen, self.counters))]
         m.d.comb += values["COUNTER_VALUE", "value"].eq(counter)
-        with m.If(slave.read & (slave.read_word == _word("COUNTER_VALUE"))):
+        with m.If(slave.read & self._reading["COUNTER_VALUE"]):
             m.d.sync += values["COUNTER_VALUE_HIGH", "value"].eq(counter[32:])
 
         for name in ("program", "window_base", "window_limit", "seed", "step"):
@@ -131,22 +133,24 @@ class Registers(wiring.Component):
         """Reads, and writes to READ_WRITE and CLEAR fields; what is refused."""
         mask = slave.write_mask
         command = slave.write_data & mask
-        m.d.comb += slave.read_refused.eq(1)
-        with m.Switch(slave.read_word):
-            for register in REGISTERS:
-                with m.Case(register.offset // 4):
-                    m.d.comb += slave.read_refused.eq(0)
-                    for field in register.fields:
-                        m.d.comb += slave.read_data[field.low:field.low + field.bits].eq(
-                            values[register.name, field.name])
-        m.d.comb += slave.write_refused.eq(1)
-        with m.Switch(slave.write_word):
-            for register in REGISTERS:
-                if register.writable:
-                    with m.Case(register.offset // 4):
-                        m.d.comb += slave.write_refused.eq(self._refusal(register, command, values))
+        # Which register an access means is decoded in the cycle before it.
+        self._reading, self._writing, words = {}, {}, []
         for register in REGISTERS:
-            permitted = slave.write & ~slave.write_refused & (slave.write_word == register.offset // 4)
+            name, word = register.name.lower(), Signal(32, name=f"{register.name}_word".lower())
+            reading, writing = Signal(name=f"reading_{name}"), Signal(name=f"writing_{name}")
+            self._reading[register.name], self._writing[register.name] = reading, writing
+            m.d.sync += [reading.eq(slave.read_word == register.offset // 4),
+                         writing.eq(slave.write_word == register.offset // 4)]
+            m.d.comb += [word[field.low:field.low + field.bits].eq(values[register.name, field.name])
+                         for field in register.fields]
+            words.append(word)
+        reading = Cat(self._reading.values())
+        m.d.comb += [slave.read_refused.eq(~reading.any()), slave.read_data.eq(_chosen(reading, words)),
+                     slave.write_refused.eq(~Cat(
+                         self._writing[register.name] & ~self._refusal(register, command, values)
+                         for register in REGISTERS if register.writable).any())]
+        for register in REGISTERS:
+            permitted = slave.write & self._writing[register.name] & ~self._refusal(register, command, values)
             for field in register.fields:
                 value, part = values[register.name, field.name], slice(field.low, field.low + field.bits)
                 if field.access == Access.READ_WRITE:
@@ -165,7 +169,7 @@ class Registers(wiring.Component):
     def _run(self, m: Module, slave: LiteSlave, values: dict):
         """Doorbell to end: status, error, cycles, interrupt."""
         command = slave.write_data & slave.write_mask
-        control = slave.write & ~slave.write_refused & (slave.write_word == _word("CONTROL"))
+        control = slave.write & ~slave.write_refused & self._writing["CONTROL"]
         busy, done, error = (values["STATUS", name] for name in ("busy", "done", "error"))
         events = {name: values["IRQ_STATUS", name] for name in ("done", "error")}
         cycles = Signal(64)
@@ -195,13 +199,17 @@ class Registers(wiring.Component):
         with m.If(reset):
             m.d.sync += [signal.eq(0) for signal in (busy, done, error, values["STATUS", "zero"],
                                                        values["ERROR_CODE", "code"], *events.values())]
-        with m.If(slave.read & (slave.read_word == _word("CYCLES"))):
+        with m.If(slave.read & self._reading["CYCLES"]):
             m.d.sync += values["CYCLES_HIGH", "value"].eq(cycles[32:])
+
+
+def _chosen(one_hot, values):
+    """The value whose bit is set, 0 if none is."""
+    result = 0
+    for bit, value in zip(one_hot, values, strict=True):
+        result = result | (value & bit.replicate(len(value)))
+    return result
 
 
 def _low(register: str, field: str) -> int:
     return next(f.low for r in REGISTERS if r.name == register for f in r.fields if f.name == field)
-
-
-def _word(register: str) -> int:
-    return offset(register) // 4

@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
-from amaranth.hdl import Array, Module, Signal
+from amaranth.hdl import Cat, Module, Mux, Signal
 from amaranth.lib import data, stream, wiring
 from amaranth.lib.wiring import In, Out
 
 from .config import CoreConfig
-from .descriptor import ADDRESSES, BASES, DESCRIPTOR_BYTES, DESCRIPTOR_WORDS, FORMATS, Opcode, offsets
+from .descriptor import (
+    ADDRESSES,
+    BASES,
+    DESCRIPTOR_BYTES,
+    DESCRIPTOR_WORDS,
+    FORMATS,
+    SCALAR_OPERATIONS,
+    Opcode,
+    offsets,
+)
 from .interfaces import ADDRESS_BITS, ReadClient, line_address_bits
 
 __all__ = ["Sequencer", "DescriptorRegister", "descriptor_word"]
@@ -70,9 +79,10 @@ class DescriptorRegister(wiring.Component):
 class Sequencer(wiring.Component):
     """Fetches the program and issues each descriptor to its engine, in order; engines decide when it starts.
 
-    One word per cycle goes to an engine, so a descriptor takes about as many cycles as it has words; fetching runs
-    ahead. LOOP is a barrier: it waits until both engines are idle, counts the step, adds the increments to the base
-    registers and jumps. On an illegal descriptor the earlier ones finish and nothing later is issued.
+    One word per cycle goes to an engine, with a pause of a cycle after each line, so a descriptor takes about as many
+    cycles as it has words; fetching runs ahead. LOOP is a barrier: it waits until both engines are idle, counts the
+    step, adds the increments to the base registers and jumps. On an illegal descriptor the earlier ones finish and
+    nothing later is issued.
 
     Attributes
     ----------
@@ -108,21 +118,35 @@ class Sequencer(wiring.Component):
         fetching, flushing = Signal(), Signal()
         next_line = Signal(line_address_bits(config))
         on_the_way = Signal(16)
-        m.d.comb += [request.valid.eq(fetching & (next_line < self.limit >> line_shift)), request.p.eq(next_line)]
-        with m.If(request.valid & request.ready):
-            m.d.sync += next_line.eq(next_line + 1)
+        with m.If(~request.valid | request.ready):
+            inside = next_line < self.limit >> line_shift
+            m.d.sync += [request.valid.eq(inside), request.p.eq(next_line)]
+            with m.If(inside):
+                m.d.sync += next_line.eq(next_line + 1)
+        with m.If(~fetching):
+            m.d.sync += request.valid.eq(0)
         sent, came = request.valid & request.ready, response.valid & response.ready
-        m.d.sync += on_the_way.eq(on_the_way + sent - came)
+        drained = Signal()                   # no longer fetching, and nothing more will come
+        m.d.sync += [on_the_way.eq(on_the_way + sent - came),
+                     drained.eq((on_the_way == 0) & ~request.valid & ~fetching)]
 
-        # The word in hand.
+        # The word in hand, with what its place in the descriptor says about it; `index` is that of the next one. A
+        # line whose last word was taken is dropped in the next cycle.
         index = Signal(WORD_INDEX)
-        word = Signal(32)
+        rules = self._rules()
+        hand = Signal(data.StructLayout({"valid": 1, "index": WORD_INDEX, "word": 32, "first": 1, "last": 1,
+                                         "base": BASES, "checks": len(rules)}))
+        word = hand.word
         line_words = data.View(data.ArrayLayout(32, words_per_line), response.p)
-        m.d.comb += word.eq(line_words[index[:(words_per_line - 1).bit_length()]])
-        consume = Signal()                   # go on to the next word; drops the line when it was its last
-        line_end = index[:(words_per_line - 1).bit_length()].all()
-        m.d.comb += response.ready.eq(flushing | (consume & line_end))
-        with m.If(consume):
+        place = index[:(words_per_line - 1).bit_length()]
+        consume, empty, fill, drop = Signal(), Signal(), Signal(), Signal()
+        m.d.comb += [empty.eq(~hand.valid | consume), fill.eq(response.valid & ~drop & ~flushing & empty),
+                     response.ready.eq(flushing | drop)]
+        m.d.sync += drop.eq(fill & place.all())
+        with m.If(empty):
+            m.d.sync += [hand.valid.eq(fill), hand.index.eq(index), hand.first.eq(index == 0),
+                         word.eq(line_words[place])]
+        with m.If(fill):
             m.d.sync += index.eq(index + 1)
 
         opcode, base_a, base_b = Signal(Opcode, init=Opcode.END), Signal(4), Signal(4)
@@ -132,44 +156,78 @@ class Sequencer(wiring.Component):
             bit, field = header[name]
             return word[bit:bit + field.bits]
 
-        bases = Array(Signal(ADDRESS_BITS, name=f"base{k}") for k in range(BASES))
+        bases = [Signal(ADDRESS_BITS, name=f"base{k}") for k in range(BASES)]        # register 0 stays 0
         count, target, iteration, is_step = Signal(32), Signal(ADDRESS_BITS), Signal(32), Signal()
+        again = Signal()                     # settled long before the last word of a LOOP
+        m.d.sync += again.eq(iteration + 1 < count)
         legal = Signal()
 
-        # The word as the engine gets it: base registers added to the addresses that take them.
-        relocated = Signal(32)
-        m.d.comb += relocated.eq(word)
-        last_index = Signal(WORD_INDEX)
+        # What the word taken next is: the opcode is known before word 1 is taken, and word 0 is nothing of this.
+        last, base, checks = Signal(), Signal(range(BASES)), Signal(len(rules))
+        increments = {offsets(Opcode.LOOP)["loop", f"increment{k}"][0]: k for k in range(1, BASES)}
         with m.Switch(opcode):
             for code in (Opcode.PRODUCT, Opcode.VECTOR, Opcode.SCALAR, Opcode.LOOP):
                 with m.Case(code):
-                    m.d.comb += last_index.eq(last_word(code))
-                    for base, key in zip((base_a, base_b), ADDRESSES.get(code, ()), strict=False):
+                    m.d.comb += last.eq(index == last_word(code))
+                    for chosen, key in zip((base_a, base_b), ADDRESSES.get(code, ()), strict=False):
                         with m.If(index == offsets(code)[key][0]):
-                            m.d.comb += relocated.eq(word + bases[base])
+                            m.d.comb += base.eq(chosen)
+                    for at, k in increments.items() if code == Opcode.LOOP else ():
+                        with m.If(index == at):
+                            m.d.comb += base.eq(k)
+                    for k, places in enumerate(rules.values()):
+                        m.d.comb += checks[k].eq(Cat(index == at for owner, at in places if owner == code).any())
+        with m.If(empty):
+            m.d.sync += [hand.last.eq(last), hand.base.eq(1 << base), hand.checks.eq(checks)]
         violation = Signal()
-        self._rules(m, opcode, index, word, violation)
-        for port in (self.product, self.vector):
-            m.d.comb += [port.p.index.eq(index), port.p.word.eq(relocated), port.p.last.eq(index == last_index),
-                         port.p.legal.eq(legal & ~violation)]
+        m.d.comb += violation.eq((hand.checks & Cat(_broken(word, rule) for rule in rules)).any())
+        with m.If(consume & violation):
+            m.d.sync += legal.eq(0)
 
-        fetch_from = Signal(ADDRESS_BITS)
-        m.d.comb += fetch_from.eq(self.program)
-        restart = Signal()
-        with m.If(restart):
-            m.d.sync += [next_line.eq(fetch_from >> line_shift), self.address.eq(fetch_from), index.eq(0)]
+        # The word on its way to an engine: base registers are added to the addresses that take them. A LOOP adds its
+        # increments to them in the same adder.
+        sending, incremented = Signal(descriptor_word), Signal(BASES)
+        addend = 0
+        for k in range(1, BASES):
+            addend = addend | (bases[k] & hand.base[k].replicate(ADDRESS_BITS))
+            with m.If(incremented[k]):
+                m.d.sync += bases[k].eq(sending.word)
+        m.d.sync += incremented.eq(0)
+        moving = self.product.valid | self.vector.valid
+        free = Signal()
+        m.d.comb += free.eq(~moving | (self.product.valid & self.product.ready)
+                            | (self.vector.valid & self.vector.ready))
+        with m.If(free):
+            m.d.sync += [self.product.valid.eq(0), self.vector.valid.eq(0), sending.index.eq(hand.index),
+                         sending.word.eq(word + addend), sending.last.eq(hand.last)]
+        for port in (self.product, self.vector):
+            m.d.comb += [port.p.eq(sending), port.p.legal.eq(legal)]
+
+        # Engines get no word from before one is idle until its work is done, so their state of the last cycle does.
+        quiet = Signal()
+        m.d.sync += quiet.eq(self.engines_idle & ~moving)
+
+        # A cycle after the decision; HEADER waits for the first line anyway.
+        starting, jumping = Signal(), Signal()
+        m.d.sync += [starting.eq(0), jumping.eq(0)]
+        with m.If(starting | jumping):
+            fetch_from = Mux(jumping, target, self.program)
+            m.d.sync += [next_line.eq(fetch_from >> line_shift), self.address.eq(fetch_from), fetching.eq(1)]
+        with m.If(starting):
+            m.d.sync += [register.eq(0) for register in bases]
+        with m.If(flushing):
+            m.d.sync += [index.eq(0), hand.valid.eq(0)]
 
         m.d.comb += self.running.eq(1)
         with m.FSM():
             with m.State("IDLE"):
                 m.d.comb += self.running.eq(0)
                 with m.If(self.start):
-                    m.d.comb += restart.eq(1)
-                    m.d.sync += [iteration.eq(0), fetching.eq(1), *(base.eq(0) for base in bases)]
                     m.d.comb += self.iteration.eq(1)
+                    m.d.sync += [starting.eq(1), iteration.eq(0)]
                     m.next = "HEADER"
             with m.State("HEADER"):
-                with m.If(response.valid):
+                with m.If(hand.valid):
                     m.d.sync += [opcode.eq(header_field("opcode")), base_a.eq(header_field("base_a")),
                                  base_b.eq(header_field("base_b")), legal.eq(1)]
                     with m.If(header_field("opcode") == Opcode.END):
@@ -185,43 +243,39 @@ class Sequencer(wiring.Component):
                         m.next = "ILLEGAL"
             for state, port in (("PRODUCT", self.product), ("VECTOR", self.vector)):
                 with m.State(state):
-                    m.d.comb += [port.valid.eq(response.valid), consume.eq(port.valid & port.ready)]
-                    with m.If(violation & response.valid):
-                        m.d.sync += legal.eq(0)
-                    with m.If(consume & port.p.last):
-                        m.next = "SKIP"
-                        with m.If(~port.p.legal):
-                            m.next = "ILLEGAL"
+                    with m.If(hand.valid & free):
+                        m.d.comb += consume.eq(1)
+                        m.d.sync += port.valid.eq(1)
+                        with m.If(hand.last):
+                            m.next = "SKIP"
             with m.State("SKIP"):            # the unused tail of the descriptor
-                m.d.comb += consume.eq(response.valid)
-                with m.If(index == 0):
-                    m.d.comb += consume.eq(0)
+                header_next = index == hand.valid        # the word in hand or to come is a header
+                m.d.comb += consume.eq(hand.valid & ~hand.first)
+                with m.If(~legal):
+                    m.next = "ILLEGAL"
+                with m.Elif(header_next & ~moving):      # the last word leaves with the descriptor's address
                     m.d.sync += self.address.eq(self.address + DESCRIPTOR_BYTES)
                     m.next = "HEADER"
             with m.State("LOOP"):
-                m.d.comb += consume.eq(response.valid)
+                m.d.comb += consume.eq(hand.valid)
                 table = offsets(Opcode.LOOP)
-                with m.If(response.valid):
-                    with m.If(violation):
-                        m.d.sync += legal.eq(0)
-                    with m.If(index == table["loop", "target"][0]):
+                with m.If(hand.valid):
+                    with m.If(hand.index == table["loop", "target"][0]):
                         m.d.sync += target.eq(word)
-                    with m.If(index == table["loop", "count"][0]):
+                    with m.If(hand.index == table["loop", "count"][0]):
                         m.d.sync += count.eq(word)
-                    with m.If(index == table["loop", "step"][0]):
+                    with m.If(hand.index == table["loop", "step"][0]):
                         m.d.sync += is_step.eq(word[0])
-                    for k in range(1, BASES):
-                        with m.If(index == table["loop", f"increment{k}"][0]):
-                            m.d.sync += bases[k].eq(bases[k] + word)
-                with m.If(consume & (index == last_index)):
+                    m.d.sync += incremented.eq(hand.base)
+                with m.If(hand.valid & hand.last):
                     m.next = "BARRIER"
-                    with m.If(~(legal & ~violation)):
-                        m.next = "ILLEGAL"
             with m.State("BARRIER"):
-                with m.If(self.engines_idle):
+                with m.If(~legal):
+                    m.next = "ILLEGAL"
+                with m.Elif(quiet):
                     m.d.comb += [self.iteration.eq(1), self.step_done.eq(is_step)]
                     m.d.sync += iteration.eq(iteration + 1)
-                    with m.If(iteration + 1 < count):
+                    with m.If(again):
                         m.d.sync += fetching.eq(0)
                         m.next = "JUMP"
                     with m.Else():
@@ -229,21 +283,20 @@ class Sequencer(wiring.Component):
                         m.next = "SKIP"
             with m.State("JUMP"):
                 m.d.comb += flushing.eq(1)
-                with m.If((on_the_way == 0) & ~request.valid):
-                    m.d.comb += [restart.eq(1), fetch_from.eq(target)]
-                    m.d.sync += fetching.eq(1)
+                with m.If(drained):
+                    m.d.sync += jumping.eq(1)
                     m.next = "HEADER"
             with m.State("END"):
-                with m.If(self.engines_idle):
+                with m.If(quiet):
                     m.d.sync += fetching.eq(0)
                     m.next = "STOP"
             with m.State("STOP"):
                 m.d.comb += flushing.eq(1)
-                with m.If((on_the_way == 0) & ~request.valid):
+                with m.If(drained):
                     m.d.comb += self.finished.eq(1)
                     m.next = "IDLE"
             with m.State("ILLEGAL"):         # earlier descriptors finish first
-                with m.If(self.engines_idle):
+                with m.If(quiet):
                     m.d.comb += self.illegal.eq(1)
                     m.next = "HALT"
             with m.State("HALT"):            # until the core is reset
@@ -251,27 +304,36 @@ class Sequencer(wiring.Component):
                 m.d.comb += flushing.eq(1)
         return m
 
-    def _rules(self, m, opcode, index, word, violation):
-        """Set ``violation`` when the word in hand breaks a rule of its format."""
-        line = self.config.line_bytes
-        vector = self.config.vector
-        aligned_lines = [("load_a", "address"), ("load_b", "address"), ("load_a", "tile_stride"),
-                         ("load_a", "run_stride"), ("load_b", "tile_stride"), ("load_b", "run_stride")]
-        rules = {Opcode.PRODUCT: [(key, lambda v, n=line: v & (n - 1) != 0) for key in aligned_lines],
-                 Opcode.LOOP: [(("loop", "count"), lambda v: v == 0),
-                               (("loop", "target"), lambda v, n=DESCRIPTOR_BYTES: v & (n - 1) != 0)]}
-        rules[Opcode.PRODUCT] += [(("feed", "mode"), lambda v: v == 3)]
-        rules[Opcode.PRODUCT] += [(("feed", f"tiles{k}"), lambda v: v == 0) for k in range(4)]
-        rules[Opcode.PRODUCT] += [(("feed", f"pixels{k}"), lambda v: v == 0) for k in range(3)]
-        rules[Opcode.PRODUCT] += [(("store", "address"), lambda v: v & (4 * self.config.columns - 1) != 0)]
-        rules[Opcode.VECTOR] = [(("vector", f"count{k}"), lambda v: v == 0) for k in range(5)]
-        rules[Opcode.VECTOR] += [(("vector", name), lambda v, n=vector: v & (n - 1) != 0)
-                                 for name in ("source0", "target0", "target1", "source2")]
-        rules[Opcode.SCALAR] = [(("scalar", "count"), lambda v: v > 40)]
-        with m.Switch(opcode):
-            for code, checks in rules.items():
-                with m.Case(code):
-                    for key, broken in checks:
-                        at, bit, field = offsets(code)[key]
-                        with m.If((index == at) & broken(word[bit:bit + field.bits])):
-                            m.d.comb += violation.eq(1)
+    def _rules(self) -> dict[tuple[int, int, str, int], list[tuple[Opcode, int]]]:
+        """The rules of the formats: (low bit, bits, kind, number) and the words of each format that must keep it."""
+        line, vector = self.config.line_bytes, self.config.vector
+        multiple, nonzero = "a multiple of", ("other than", 0)
+        kept = {
+            Opcode.PRODUCT: {
+                **{(label, name): (multiple, line) for label in ("load_a", "load_b")
+                   for name in ("address", "tile_stride", "run_stride")},
+                ("feed", "mode"): ("other than", 3),
+                **{("feed", f"{name}{k}"): nonzero for name, levels in (("tiles", 4), ("pixels", 3))
+                   for k in range(levels)},
+                ("store", "address"): (multiple, 4 * self.config.columns)},
+            Opcode.VECTOR: {
+                **{("vector", f"count{k}"): nonzero for k in range(5)},
+                **{("vector", name): (multiple, vector) for name in ("source0", "target0", "target1", "source2")}},
+            Opcode.SCALAR: {("scalar", "count"): ("at most", SCALAR_OPERATIONS)},
+            Opcode.LOOP: {("loop", "count"): nonzero, ("loop", "target"): (multiple, DESCRIPTOR_BYTES)},
+        }
+        rules = {}
+        for code, fields in kept.items():
+            for key, rule in fields.items():
+                at, low, field = offsets(code)[key]
+                rules.setdefault((low, field.bits, *rule), []).append((code, at))
+        return rules
+
+
+def _broken(word, rule):
+    """The word in hand breaks the rule of `Sequencer._rules`."""
+    low, bits, kind, number = rule
+    value = word[low:low + bits]
+    if kind == "a multiple of":
+        return value & (number - 1) != 0
+    return value > number if kind == "at most" else value == number

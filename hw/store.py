@@ -78,6 +78,9 @@ class Store(wiring.Component):
             result = self.result.payload.word_select(k, 32).as_signed()
             m.d.comb += detector.lanes[k].eq(Mux(store.range_positive & (result < 0), 0, result))
 
+        sending = Signal()      # in state SEND
+        m.d.comb += [line.valid.eq(sending & self.result.valid), self.result.ready.eq(sending & line.ready),
+                     detector.valid.eq(line.valid & line.ready), nest.step.eq(line.valid & line.ready)]
         ranged = Signal()       # the command's range was delivered in an earlier cycle
         with m.FSM():
             with m.State("IDLE"):
@@ -85,18 +88,18 @@ class Store(wiring.Component):
                 with m.If(self.command.valid):
                     with m.If(self.command.payload.enable):
                         m.d.comb += nest.load.eq(1)
+                        m.d.sync += sending.eq(1)
                         m.next = "SEND"
                     with m.Else():
                         m.d.comb += [self.command.ready.eq(1), self.done.eq(1)]
             with m.State("SEND"):
                 m.d.comb += [
-                    line.valid.eq(self.result.valid), self.result.ready.eq(line.ready),
-                    detector.valid.eq(line.valid & line.ready), nest.step.eq(line.valid & line.ready),
                     self.busy.eq(1),
                     self.stalled_in.eq(~self.result.valid),
                     self.stalled_out.eq(self.result.valid & ~line.ready),
                 ]
                 with m.If(line.valid & line.ready & nest.last):
+                    m.d.sync += sending.eq(0)
                     m.next = "ACKNOWLEDGE"
             with m.State("ACKNOWLEDGE"):
                 m.d.comb += [self.busy.eq(1), self.stalled_out.eq(~self.memory.idle)]

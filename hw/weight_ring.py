@@ -32,7 +32,7 @@ class WeightRing(wiring.Component):
     Parameters
     ----------
     config : core configuration.
-    feed_latency : cycles from ``take`` to the tile's boundary at the array, 2 to 4.
+    feed_latency : cycles from ``take`` to the tile's boundary at the array, 2 or 3.
 
     Attributes
     ----------
@@ -41,20 +41,20 @@ class WeightRing(wiring.Component):
     memory : Out(ReadClient), always ready for responses: every requested line has its place in the ring.
     enable : In(1)  the next tile may begin to shift: the array is, or is going to stay, in its mode.
     shift, vector : to the array, registered. A slice fills the low lanes; the others are not specified.
-    ready : Out(1)  a tile is in place for a boundary ``feed_latency`` cycles from now.
-    take : In(1)  only while ready: its boundary reaches the array ``feed_latency`` cycles later.
+    ready : Out(1)  a tile may be taken from the next cycle on.
+    take : In(1)  only while ready for more than a cycle: its boundary reaches the array ``feed_latency`` cycles later.
     busy, stalled_in, stalled_out : Out(1)  for counters: tiles are known that were not taken; the next
         one could shift but has not arrived; one is ready and not taken.
 
     Timing, with ``take`` in cycle 0: the boundary is at the array in cycle L = feed_latency; the next
     tile's n vectors at the earliest in cycles L + n to L + 2n - 1 (the array's contract,
-    docs/core.md); its ``ready`` rises in cycle 2n - 1, so that its boundary may come with its last
+    docs/core.md); its ``ready`` rises in cycle 2n - 2, so that its boundary may come with its last
     vector. Requests: one per cycle and two idle cycles per command.
     """
 
     def __init__(self, config: CoreConfig, *, feed_latency: int = FEED_LATENCY):
-        if not 2 <= feed_latency <= 4:
-            raise ValueError(f"feed_latency must be 2 to 4 cycles, not {feed_latency}")
+        if feed_latency not in (2, 3):
+            raise ValueError(f"feed_latency must be 2 or 3 cycles, not {feed_latency}")
         self.config = config
         self.feed_latency = feed_latency
         super().__init__({
@@ -86,14 +86,11 @@ class WeightRing(wiring.Component):
             """`value(n)` of a tile with n rows."""
             return Mux(forward, value(config.columns), value(config.rows))
 
-        # Ring pointers have one bit more than the index: requested - freed lines are reserved.
-        pointer = ring_bits + 1
-        requested = Signal(pointer)
-        written = Signal(pointer)
-        freed = Signal(pointer)
-        reserved = Signal(pointer)
-        present = Signal(pointer)
-        m.d.comb += [reserved.eq(requested - freed), present.eq(written - freed)]
+        # Lines `written` to the ring and `freed` in it; `reserved`: requested and not freed, `present`: arrived.
+        written, freed = Signal(ring_bits), Signal(ring_bits)
+        reserved, present = Signal(ring_bits + 1), Signal(ring_bits + 1)
+        requesting, freeing = Signal(), Signal(range(config.vector // 4 + 1))
+        m.d.sync += [reserved.eq(reserved + requesting - freeing), present.eq(present + response.valid - freeing)]
 
         # Requests.
         wanted = Signal(record_layout)
@@ -120,8 +117,7 @@ class WeightRing(wiring.Component):
             with m.State("REQUEST"):
                 m.d.comb += request.valid.eq(~reserved[-1])
                 with m.If(request.valid & request.ready):
-                    m.d.comb += nest.step.eq(1)
-                    m.d.sync += requested.eq(requested + 1)
+                    m.d.comb += [nest.step.eq(1), requesting.eq(1)]
                     with m.If(nest.last):
                         m.d.comb += self.command.ready.eq(1)
                         m.next = "IDLE"
@@ -138,19 +134,22 @@ class WeightRing(wiring.Component):
         left = Signal(range(config.vector + 1))
         pause = Signal(range(config.vector + self.feed_latency - 3))
         fetching = Signal()
-        free = Signal()
+        free, complete = Signal(), Signal()
         start = Signal()
         row = Signal(range(config.vector))
         m.d.comb += [
             fetching.eq(records.r_rdy | fsm.ongoing("REQUEST")),
-            free.eq((left == 0) & (pause == 0) & ~self.ready),
-            start.eq(free & self.enable & records.r_rdy
-                     & (present >= per_mode(record.forward, lambda n: n // 4))),
+            start.eq(free & self.enable & complete),
             records.r_en.eq(start),
             row.eq(left - 1), read.addr.eq(freed + row[2:]), read.en.eq(left != 0),
             self.busy.eq(fetching | (left != 0) | self.ready),
             self.stalled_in.eq(fetching & free & self.enable & ~start),
             self.stalled_out.eq(self.ready & ~self.take),
+        ]
+        # Both as of the cycle before; after a start they are low until the next tile's turn.
+        m.d.sync += [
+            free.eq((left == 0) & (pause <= 1) & ~self.ready & ~start),
+            complete.eq(records.r_rdy & (present >= per_mode(record.forward, lambda n: n // 4)) & ~start),
         ]
         with m.If(start):
             m.d.sync += [part.eq(record.part), rows.eq(per_mode(record.forward, lambda n: n)),
@@ -159,9 +158,10 @@ class WeightRing(wiring.Component):
         with m.Elif(left != 0):
             m.d.sync += left.eq(left - 1)
             with m.If(left == 1):
+                m.d.comb += freeing.eq(lines)
                 m.d.sync += freed.eq(freed + lines)
         # From a row's read to its arrival at the array pass two cycles; those after `take` count for it.
-        with m.If(left == self.feed_latency):
+        with m.If(left == self.feed_latency + 1):
             m.d.sync += self.ready.eq(1)
         with m.Elif(self.take):
             m.d.sync += [self.ready.eq(0), pause.eq(rows + self.feed_latency - 4)]

@@ -131,8 +131,8 @@ MUTATIONS = (
     Mutation("overflow below is missed", "hw/accumulator.py",
              "(entry[-1] == data1[-1]) & (entry[-1] != following[-1])",
              "~entry[-1] & ~data1[-1] & following[-1]", (_hw("accumulator.py::test_overflow"),)),
-    Mutation("accumulator entries return at once", "hw/feeder.py", "too_early = short & recent.any()",
-             "too_early = short & 0",
+    Mutation("accumulator entries return at once", "hw/feeder.py", "too_early = ends_short & (fire | recent.any())",
+             "too_early = ends_short & 0",
              ("tests/sim/test_products.py::test_tiles_of_few_pixels_wait_for_their_accumulator_entries",)),
     # Passes of niti, and the order of a step.
     Mutation("weights before the error", "sim/compiler.py",

@@ -223,7 +223,7 @@ PROOFS = [
            ("hw/operand_buffer.py", "nest.stride_address[1].eq(load.run_stride)",
             "nest.stride_address[1].eq(load.tile_stride)")),
     _proof("weight_ring/addresses", WeightAddresses,
-           ("hw/weight_ring.py", "m.d.comb += nest.step.eq(1)", "m.d.comb += nest.step.eq(present[0] == 0)"),
+           ("hw/weight_ring.py", "nest.step.eq(1)", "nest.step.eq(present[0] == 0)"),
            ("hw/weight_ring.py", "nest.stride_address[4].eq(config.line_bytes)",
             "nest.stride_address[4].eq(2 * config.line_bytes)")),
     _proof("store/addresses", StoreAddresses,

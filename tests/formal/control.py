@@ -159,6 +159,7 @@ class SequencerProof(Elaboratable):
 
         expected, stopped, idle_since = Signal(6), Signal(), Signal(init=1)
         words = dut.product.valid | dut.vector.valid
+        idle = delayed(m, dut.engines_idle & ~words, 1)      # engines without words stay idle
         m.d.sync += idle_since.eq(~words & (idle_since | dut.engines_idle))
         for port in (dut.product, dut.vector):
             with m.If(port.valid):
@@ -170,9 +171,9 @@ class SequencerProof(Elaboratable):
         starting = dut.start & ~dut.running
         m.d.comb += [
             Assert(~(dut.product.valid & dut.vector.valid), "words for both engines"),
-            Assert(~dut.iteration | (~words & (dut.engines_idle | starting)), "an iteration begins too early"),
+            Assert(~dut.iteration | (~words & (idle | starting)), "an iteration begins too early"),
             Assert(~dut.step_done | dut.iteration, "a step ends without its iteration"),
-            Assert(~dut.illegal | dut.engines_idle, "earlier descriptors are not complete"),
+            Assert(~dut.illegal | idle, "earlier descriptors are not complete"),
             Assert(~dut.finished | idle_since, "finished before the engines"),
             Assert(~stopped | ~(words | dut.iteration | dut.finished), "work after an illegal descriptor"),
         ]
@@ -188,8 +189,8 @@ PROOFS = [
         Fault("hw/core.py", "vector.stored.eq(product.stored)", "vector.stored.eq(product.fed)"),
         Fault("hw/core.py", "& reached(self.completed, decode.header.wait_vector)", ""),
         Fault("hw/sequencer.py", "self.valid.eq(self.words.p.legal)", "self.valid.eq(1)")), engine=BY_BITS),
-    Proof("control/sequencer", SequencerProof, 17, (
-        Fault("hw/sequencer.py", "with m.If(self.engines_idle):", "with m.If(1):"),
+    Proof("control/sequencer", SequencerProof, 26, (
+        Fault("hw/sequencer.py", "quiet.eq(self.engines_idle & ~moving)", "quiet.eq(1)"),
         Fault("hw/sequencer.py", "next_line < self.limit >> line_shift", "1"),
-        Fault("hw/sequencer.py", "(on_the_way == 0) & ~request.valid", "1")), engine=BY_BITS),
+        Fault("hw/sequencer.py", "(on_the_way == 0) & ~request.valid & ~fetching", "1")), engine=BY_BITS),
 ]

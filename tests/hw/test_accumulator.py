@@ -132,13 +132,13 @@ def test_sums_and_stalls(config, issue, accept):
 
 @pytest.mark.parametrize("config", CONFIGS[:2], ids=lambda c: c.name)
 def test_one_line_per_cycle(config):
-    """With an eager sink the results keep the pace of the array, C + 4 cycles behind it."""
+    """With an eager sink the results keep the pace of the array, C + 5 cycles behind it."""
     entries = config.accumulator_entries
     words = [(k % entries, k // entries % 2, 1) for k in range(4 * entries)]
     data = np.random.default_rng(3).integers(-2**24, 2**24, (len(words), config.columns))
     # entries of the first round hold zero: memories start cleared in simulation
     presented, shown = check(config, words, data, hoard=config.result_entries)
-    latency = config.columns + 4
+    latency = config.columns + 5
     assert shown == [cycle + latency for cycle in presented]
 
 

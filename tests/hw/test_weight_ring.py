@@ -69,6 +69,7 @@ async def _array(ctx, dut, tiles, *, stall=lambda: False, disable=lambda: False)
     takes, rows, enabled = [], [], []
     boundary = drained = 0
     cycle = checked = 0
+    ready = False
     while checked < len(tiles):
         coming = tiles[min(len(takes), len(tiles) - 1)][0]
         changing = bool(takes) and coming != tiles[len(takes) - 1][0] and cycle < max(drained, takes[-1] + 10)
@@ -87,7 +88,8 @@ async def _array(ctx, dut, tiles, *, stall=lambda: False, disable=lambda: False)
             np.testing.assert_array_equal(got, expected, f"tile {checked}")
             rows, boundary, checked = [], cycle, checked + 1
             drained = cycle + 3 * config.vector
-        take = bool(ctx.get(dut.ready)) and not stall()
+        ready, was_ready = bool(ctx.get(dut.ready)), ready
+        take = ready and was_ready and not stall()
         ctx.set(dut.take, take)
         if take:
             takes.append(cycle)
@@ -97,7 +99,7 @@ async def _array(ctx, dut, tiles, *, stall=lambda: False, disable=lambda: False)
     return takes
 
 
-@pytest.mark.parametrize("latency", [2, 3, 4])
+@pytest.mark.parametrize("latency", [2, 3])
 @pytest.mark.parametrize("shape, pattern", [((4, 4), "both"), ((4, 8), "none"), ((8, 4), "source"), ((4, 16), "sink"),
                                             ((16, 8), "both")])
 def test_tiles_and_timing(shape, pattern, latency):
@@ -124,7 +126,7 @@ def test_tiles_and_timing(shape, pattern, latency):
                                           *memory.checks(dut.memory)], limit=20_000)
 
 
-@pytest.mark.parametrize("latency", [2, 3, 4])
+@pytest.mark.parametrize("latency", [2, 3])
 @pytest.mark.parametrize("mode", [Mode.FORWARD, Mode.ERROR])
 def test_a_tile_every_2n_minus_1_cycles(mode, latency):
     """Sustained, with a new command every other tile and a memory latency beyond a tile's time."""
@@ -214,7 +216,7 @@ def test_stalled_in_counts_the_wait_for_memory():
     simulate(dut, bench)
 
 
-@pytest.mark.parametrize("latency", [1, 5])
+@pytest.mark.parametrize("latency", [1, 4])
 def test_feed_latency_out_of_range_is_refused(latency):
-    with pytest.raises(ValueError, match="2 to 4 cycles"):
+    with pytest.raises(ValueError, match="2 or 3 cycles"):
         WeightRing(_config(4, 4), feed_latency=latency)
