@@ -24,7 +24,7 @@ class LoopNest(wiring.Component):
     Attributes
     ----------
     load : In(1)  restart at the first iteration; ``start_*`` is taken in the same cycle.
-    step : In(1)  go on to the next iteration; from the last one it wraps to zero counters.
+    step : In(1)  go on to the next iteration; from the last one it wraps to zero counters and undefined values.
     count : In(count_bits).array(levels), stable from ``load`` on while the loops run.
     start_NAME : In(shape); stride_NAME : In(shape).array(levels), held stable.
     value_NAME : Out(shape)  value of the current iteration (registered).
@@ -51,24 +51,24 @@ class LoopNest(wiring.Component):
     def elaborate(self, platform):
         m = Module()
         levels = range(self.levels)
-        # Everything about an iteration is in registers, so that what follows has the whole cycle.
+        # Everything about an iteration is in registers, so that what follows has the whole cycle. `step` comes late: it
+        # only enables registers.
         left = [Signal(self.count_bits, name=f"left{k}") for k in levels]     # iterations after this one
         advance = Signal(self.levels)       # the innermost loop that can still go on: it steps, inner ones restart
-        m.d.comb += self.last.eq(self.at_last.all())
-        following_last = Signal(self.levels)
+        ending = Signal(self.levels + 1, init=1 << self.levels)      # loops k and all inside it are in their last
+        m.d.comb += self.last.eq(ending[0])
+        single, following_last = Signal(self.levels), Signal(self.levels)
         for k in levels:
-            single = ~self.count[k][1:].any()
-            with m.If(self.load | (self.step & (advance[:k].any() | self.last))):
-                m.d.comb += following_last[k].eq(single)
-                m.d.sync += [left[k].eq(Mux(single, 0, self.count[k] - 1)), self.at_first[k].eq(1)]
-            with m.Elif(self.step & advance[k]):
-                m.d.comb += following_last[k].eq(left[k] == 1)
-                m.d.sync += [left[k].eq(left[k] - 1), self.at_first[k].eq(0)]
-            with m.Else():
-                m.d.comb += following_last[k].eq(self.at_last[k])
-        with m.If(self.load | self.step):
-            m.d.sync += self.at_last.eq(following_last)
-            m.d.sync += [advance[k].eq(~following_last[k] & following_last[k + 1:].all()) for k in levels]
+            m.d.comb += [single[k].eq(~self.count[k][1:].any()),
+                         following_last[k].eq(Mux(ending[k], single[k], Mux(advance[k], left[k] == 1, self.at_last[k])))]
+            with m.If(self.load | (self.step & (ending[k] | advance[k]))):
+                m.d.sync += [left[k].eq(Mux(self.load | ending[k], Mux(single[k], 0, self.count[k] - 1), left[k] - 1)),
+                             self.at_first[k].eq(self.load | ending[k])]
+        for when, lasts in ((self.step, following_last), (self.load, single)):
+            with m.If(when):
+                m.d.sync += self.at_last.eq(lasts)
+                for k in levels:
+                    m.d.sync += [ending[k].eq(lasts[k:].all()), advance[k].eq(~lasts[k] & lasts[k + 1:].all())]
 
         for name, shape in self.values.items():
             # base[k]: the value at the start of the current iteration of loop k.
@@ -86,8 +86,8 @@ class LoopNest(wiring.Component):
             for k in levels:
                 with m.If(self.load):
                     m.d.sync += base[k].eq(getattr(self, f"start_{name}"))
-                # Loop j <= k stepped: every level inside it restarts from the new value.
-                with m.Elif(self.step & advance[:k + 1].any()):
+                # Loop j <= k steps: every level inside it restarts from the new value.
+                with m.Elif(self.step & ending[k + 1]):
                     m.d.sync += base[k].eq(following)
             m.d.comb += getattr(self, f"value_{name}").eq(base[-1])
         return m

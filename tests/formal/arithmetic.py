@@ -323,10 +323,10 @@ PROOFS = [
         Fault("hw/random_words.py", "a >> statement.shift", "a >> (statement.shift + 1)"),
         Fault("hw/random_words.py", "j * INDEX_MULTIPLIER & MASK", "j")), induction=True),
     Proof("loop_nest/affine", LoopNestProof, 12, (
-        Fault("hw/loop_nest.py", "with m.Elif(self.step & advance[:k + 1].any()):",
+        Fault("hw/loop_nest.py", "with m.Elif(self.step & ending[k + 1]):",
               "with m.Elif(self.step & advance[k]):"),
         Fault("hw/loop_nest.py", "~self.count[k][1:].any()", "self.count[k] == 1"))),
     Proof("loop_nest/hold", LoopNestHold, 2, (
-        Fault("hw/loop_nest.py", "with m.Elif(self.step & advance[:k + 1].any()):",
+        Fault("hw/loop_nest.py", "with m.Elif(self.step & ending[k + 1]):",
               "with m.Elif(advance[:k + 1].any()):"),), induction=True, quick=True),
 ]
