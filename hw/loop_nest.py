@@ -59,8 +59,10 @@ class LoopNest(wiring.Component):
         m.d.comb += self.last.eq(ending[0])
         single, following_last = Signal(self.levels), Signal(self.levels)
         for k in levels:
-            m.d.comb += [single[k].eq(~self.count[k][1:].any()),
-                         following_last[k].eq(Mux(ending[k], single[k], Mux(advance[k], left[k] == 1, self.at_last[k])))]
+            m.d.comb += [
+                single[k].eq(~self.count[k][1:].any()),
+                following_last[k].eq(Mux(ending[k], single[k], Mux(advance[k], left[k] == 1, self.at_last[k]))),
+            ]
             with m.If(self.load | (self.step & (ending[k] | advance[k]))):
                 m.d.sync += [left[k].eq(Mux(self.load | ending[k], Mux(single[k], 0, self.count[k] - 1), left[k] - 1)),
                              self.at_first[k].eq(self.load | ending[k])]

@@ -102,7 +102,7 @@ class Softmax(wiring.Component):
         scaled, coarse = Signal(SCALED_BITS), Signal(shift_bits)
         kept = FRACTION_BITS + OCTAVES.bit_length() + COARSE - 1
         octaves, beyond = Signal(kept), Signal()
-        octave, raised, shifted, octave_there = Signal(5), Signal(TERM_BITS), Signal(TERM_BITS), Signal(5)
+        octave, raised, octave_there = Signal(5), Signal(TERM_BITS), Signal(5)
         total, term = Signal(sum_bits), Signal(TERM_BITS)
         fine = (COARSE - 1).bit_length()
         m.d.sync += [
