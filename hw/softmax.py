@@ -178,8 +178,5 @@ class Softmax(wiring.Component):
                         m.d.sync += vector.eq(0)
                     m.d.sync += [vector[lane].eq(result), lane.eq(Mux(last, 0, lane + 1)),
                                  full.eq(last | lane.all())]
-                    advance("READ", "LAST")
-            with m.State("LAST"):
-                with m.If(~full):
-                    m.next = "LOAD"
+                    advance("READ", "LOAD")
         return m

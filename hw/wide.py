@@ -105,7 +105,8 @@ class WideLanes(wiring.Component):
         m.d.comb += [port_a.addr.eq(word.a), port_b.addr.eq(word.b[:4])]
 
         # Operands of the instruction, for the lanes whose turn it is; what becomes of the result two cycles later.
-        turn = Signal(range(TURNS))
+        # `turn` selects wide operands; `phase`, its copy, decides.
+        turn, phase = (Signal(range(TURNS), name=name, attrs={"keep": 1}) for name in ("turn", "phase"))
         operands = data.ArrayLayout(signed(BITS), processors)
         control, a, b, minus = (Signal(shape, name=name, reset_less=True) for name, shape in
                                 (("control", lane_control), ("a", operands), ("b", operands), ("minus", processors)))
@@ -116,9 +117,9 @@ class WideLanes(wiring.Component):
         m.d.sync += [stages[0].valid.eq((issue & ~work.serial) | resume),
                      stages[1].eq(stages[0]), stages[2].eq(stages[1])]
         with m.If(issue):
-            m.d.sync += turn.eq(turn + 1)
+            m.d.sync += [turn.eq(phase + 1), phase.eq(phase + 1)]
         with m.If(issuing):
-            m.d.sync += [control.eq(work), stages[0].dst.eq(word.dst), stages[0].turn.eq(turn),
+            m.d.sync += [control.eq(work), stages[0].dst.eq(word.dst), stages[0].turn.eq(phase),
                          stages[0].writes.eq(writes)]
             for p in range(processors):
                 own_a, own_b = (Array(port.data[t * processors + p] for t in range(TURNS))[turn]
@@ -148,7 +149,9 @@ class WideLanes(wiring.Component):
                 m.d.sync += [bits.eq(bits >> 1), length.eq(length + 1)]
 
         # One write port, for results and for what is loaded: `chosen` is the source, 0 except while loading.
-        chosen, rest, loads = Signal(4), Signal(4), Signal()
+        # `selects`, its copy, is what the wide words see.
+        chosen, selects = (Signal(4, name=name, attrs={"keep": 1}) for name in ("chosen", "selects"))
+        rest, loads = Signal(4), Signal()
         sources = (self.x, self.y, self.z, self.draw)
         written, turns_written = Signal(), Signal(TURNS)
         m.d.sync += written.eq(stages[1].valid & stages[1].writes)
@@ -158,14 +161,14 @@ class WideLanes(wiring.Component):
             loads.eq((chosen & Cat(source.valid for source in sources)).any()),
             self.starved.eq(chosen.any() & ~loads),
             *(source.ready.eq(bit) for source, bit in zip(sources, chosen, strict=True)),
-            write.addr.eq(Mux(written, stages[2].dst, Cat(chosen[1] | chosen[3], chosen[2] | chosen[3]))),
+            write.addr.eq(Mux(written, stages[2].dst, Cat(selects[1] | selects[3], selects[2] | selects[3]))),
         ]
         for lane in range(lanes):
             t, p = divmod(lane, processors)
             loaded = 0
-            for source, bit in zip(sources[:3], chosen, strict=False):
+            for source, bit in zip(sources[:3], selects, strict=False):
                 loaded = loaded | (source.payload[lane][:] & bit.replicate(32))
-            loaded = Cat(loaded | (self.draw.payload[lane] & chosen[3].replicate(32)),
+            loaded = Cat(loaded | (self.draw.payload[lane] & selects[3].replicate(32)),
                          loaded[-1].replicate(BITS - 32))      # random words are unsigned
             m.d.comb += [write.data[lane].eq(Mux(written, results[p], loaded)),
                          write.en[lane].eq(turns_written[t] | loads)]
@@ -192,20 +195,23 @@ class WideLanes(wiring.Component):
 
         def choose(sources):
             first = sources & (~sources + 1)
-            return [chosen.eq(first), rest.eq(sources & ~first)]
+            return [chosen.eq(first), selects.eq(first), rest.eq(sources & ~first)]
 
-        m.d.comb += nest.step.eq(again)
+        opening = Signal()
+        m.d.comb += [nest.step.eq(again), nest.load.eq(opening)]
+        m.d.sync += opening.eq(0)
+        with m.If(opening):
+            m.d.sync += [*[bits.eq(0) for bits in seen], *[length.eq(0) for length in self.ranges]]
         m.d.sync += self.illegal.eq(0)
         settled = Signal()
         with m.FSM():
             with m.State("IDLE"):
                 m.d.comb += following.eq(self.entry)
                 with m.If(self.start):
-                    m.d.sync += self.done.eq(0)
+                    m.d.sync += [self.done.eq(0), opening.eq(1)]
                     m.next = "FETCH"
             with m.State("FETCH"):
-                m.d.comb += [proceed.eq(1), nest.load.eq(1)]
-                m.d.sync += [*[bits.eq(0) for bits in seen], *[length.eq(0) for length in self.ranges]]
+                m.d.comb += proceed.eq(1)
                 m.next = "SELECT"
             with m.State("SELECT"):
                 m.next = "BEGIN"
@@ -221,7 +227,7 @@ class WideLanes(wiring.Component):
                     m.next = "ISSUE"
             with m.State("ISSUE"):
                 m.d.comb += issuing.eq(1)
-                with m.If((turn == 0) & ends):
+                with m.If((phase == 0) & ends):
                     # Results of the last instruction go first.
                     m.d.sync += settled.eq(0)
                     m.next = "SETTLE"
@@ -232,13 +238,13 @@ class WideLanes(wiring.Component):
                     with m.If(nest.last):
                         m.d.sync += [again.eq(0), *choose(Const(0, 4))]
                         m.next = "DRAIN"
-                with m.Elif((turn == 0) & unknown):
+                with m.Elif((phase == 0) & unknown):
                     m.d.sync += self.illegal.eq(1)
                     m.next = "DRAIN"
-                with m.Elif((turn == 0) & work.write & (collects | full)):
+                with m.Elif((phase == 0) & work.write & (collects | full)):
                     pass
                 with m.Else():
-                    m.d.comb += [issue.eq(1), proceed.eq(turn == TURNS - 1)]
+                    m.d.comb += [issue.eq(1), proceed.eq(phase == TURNS - 1)]
                     with m.If(work.serial):
                         m.next = "ASK"
             with m.State("SETTLE"):
@@ -264,10 +270,10 @@ class WideLanes(wiring.Component):
                         m.next = "ISSUE"
             with m.State("DRAIN"):
                 with m.If(~Cat(stage.valid for stage in stages).any() & ~full):
+                    m.d.sync += measuring.eq(1)
                     m.next = "LENGTHS"
             with m.State("LENGTHS"):
-                m.d.comb += measuring.eq(1)
                 with m.If(nonzero == 0):
-                    m.d.sync += self.done.eq(1)
+                    m.d.sync += [self.done.eq(1), measuring.eq(0)]
                     m.next = "IDLE"
         return m

@@ -304,11 +304,11 @@ _FITS = ("fits = ~difference[-1]", "fits = ~difference[-1] & (difference != 0)")
 PROOFS = [
     Proof("divider/invariant", DividerInvariant, 2, (Fault("hw/divider.py", *_FITS),), induction=True, quick=True),
     Proof("divider/results", DividerResults, 14, (
-        Fault("hw/divider.py", "self.i.ready.eq(~busy |", "self.i.ready.eq((left == 0) |"),
+        Fault("hw/divider.py", "self.i.ready.eq(~busy)", "self.i.ready.eq(left == 0)"),
         Fault("hw/divider.py", *_FITS))),
     Proof("isqrt/invariant", SquareRootInvariant, 2, (Fault("hw/isqrt.py", *_FITS),), induction=True),
     Proof("isqrt/results", SquareRootResults, 14, (
-        Fault("hw/isqrt.py", "self.i.ready.eq(~busy |", "self.i.ready.eq((left == 0) |"),
+        Fault("hw/isqrt.py", "self.i.ready.eq(~busy)", "self.i.ready.eq(left == 0)"),
         Fault("hw/isqrt.py", "partial - Cat(Const(1, 2), root)", "partial - Cat(Const(0, 2), root)"))),
     Proof("range_detector/maximum", RangeProof, 6, (
         Fault("hw/range_detector.py", "Mux(left > right, left, right)", "Mux(left[1:] > right[1:], left, right)"),
