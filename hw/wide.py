@@ -112,13 +112,17 @@ class WideLanes(wiring.Component):
                                 (("control", lane_control), ("a", operands), ("b", operands), ("minus", processors)))
         fate = data.StructLayout({"valid": 1, "writes": 1, "dst": 4, "turn": range(TURNS)})
         stages = [Signal(fate, name=f"stage{k}") for k in (1, 2, 3)]
-        issuing, issue = Signal(), Signal()     # operands are taken; they are an instruction's
+        issue, waiting = Signal(), Signal()     # operands are taken; a serial unit works on them
         resume = Signal()                       # a serial unit has the result for which an instruction waited
         m.d.sync += [stages[0].valid.eq((issue & ~work.serial) | resume),
                      stages[1].eq(stages[0]), stages[2].eq(stages[1])]
         with m.If(issue):
             m.d.sync += [turn.eq(phase + 1), phase.eq(phase + 1)]
-        with m.If(issuing):
+        with m.If(issue & work.serial):
+            m.d.sync += waiting.eq(1)
+        with m.If(resume):
+            m.d.sync += waiting.eq(0)
+        with m.If(~waiting):
             m.d.sync += [control.eq(work), stages[0].dst.eq(word.dst), stages[0].turn.eq(phase),
                          stages[0].writes.eq(writes)]
             for p in range(processors):
@@ -226,7 +230,6 @@ class WideLanes(wiring.Component):
                 with m.If((chosen == 0) | (loads & (rest == 0))):
                     m.next = "ISSUE"
             with m.State("ISSUE"):
-                m.d.comb += issuing.eq(1)
                 with m.If((phase == 0) & ends):
                     # Results of the last instruction go first.
                     m.d.sync += settled.eq(0)
@@ -259,10 +262,9 @@ class WideLanes(wiring.Component):
                     m.next = "ANSWER"
             with m.State("ANSWER"):
                 m.d.comb += [root.o.ready.eq(1), divider.o.ready.eq(1)]
+                m.d.sync += Array(answers)[serial].eq(Mux(takes_root, root.o.payload.root, divider.o.payload.quotient))
                 with m.If(root.o.valid | divider.o.valid):
-                    m.d.sync += [Array(answers)[serial].eq(Mux(takes_root, root.o.payload.root,
-                                                               divider.o.payload.quotient)),
-                                 serial.eq(serial + 1)]
+                    m.d.sync += serial.eq(serial + 1)
                     m.next = "ASK"
                     with m.If(serial == processors - 1):
                         m.d.comb += resume.eq(1)
