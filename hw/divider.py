@@ -24,7 +24,7 @@ class Divider(wiring.Component):
     o : Out(stream of {quotient, remainder}). Division by zero gives a quotient of all ones and no useful remainder.
 
     Latency: ``quotient_bits + 1`` cycles from an operand's transfer to ``o.valid``. The next operands are taken in the
-    cycle in which a result leaves, so a division takes ``quotient_bits + 1`` cycles in a row of them.
+    cycle after a result has left, so a division takes ``quotient_bits + 2`` cycles in a row of them.
     """
 
     def __init__(self, numerator_bits: int, denominator_bits: int, quotient_bits: int | None = None):
@@ -71,9 +71,11 @@ class Divider(wiring.Component):
             self.o.valid.eq(busy & (left == 0)),
             self.o.payload.quotient.eq(digits),
             self.o.payload.remainder.eq(remainder),
-            self.i.ready.eq(~busy | (self.o.valid & self.o.ready)),
+            self.i.ready.eq(~busy),
         ]
-        with m.If(self.i.ready):
+        with m.If(self.o.valid & self.o.ready):
+            m.d.sync += busy.eq(0)
+        with m.If(~busy):
             m.d.sync += busy.eq(self.i.valid)
             m.d.sync += [
                 left.eq(self.quotient_bits),

@@ -21,8 +21,8 @@ class SquareRoot(wiring.Component):
     i : In(stream of unsigned(bits)).
     o : Out(stream of {root: bits / 2, remainder: bits / 2 + 1}).
 
-    Latency: ``bits / 2 + 1`` cycles from a transfer to ``o.valid``; the next operand is taken in the cycle in which a
-    result leaves.
+    Latency: ``bits / 2 + 1`` cycles from a transfer to ``o.valid``; the next operand is taken in the cycle after a
+    result has left.
     """
 
     def __init__(self, bits: int):
@@ -62,8 +62,10 @@ class SquareRoot(wiring.Component):
             self.o.valid.eq(busy & (left == 0)),
             self.o.payload.root.eq(root),
             self.o.payload.remainder.eq(remainder),
-            self.i.ready.eq(~busy | (self.o.valid & self.o.ready)),
+            self.i.ready.eq(~busy),
         ]
-        with m.If(self.i.ready):
+        with m.If(self.o.valid & self.o.ready):
+            m.d.sync += busy.eq(0)
+        with m.If(~busy):
             m.d.sync += [busy.eq(self.i.valid), left.eq(count), digits.eq(self.i.payload), root.eq(0), remainder.eq(0)]
         return m

@@ -43,16 +43,17 @@ class NitiLoss(wiring.Component):
         with its probability, as if the sample belonged to none.
     error : Out(stream like ``logits``), lanes beyond ``classes`` zero. Its exponent is 0 by definition, 1.0 is 128.
 
-    How it works. One class per cycle: store the logits and find the largest (the power's exponent grows with the
-    logit, so the largest logit gives the largest exponent); sum the weights p; then compute each p again and divide it
-    by the sum, 12 quotient bits; write the rounded errors over the logits, the label's last, because it needs the sum
-    of all quotients; send them. The weight is computed in a pipeline of five stages with one 8x16 multiplier and one
-    shifter, shared by both branches:
+    How it works. Store the logits and find the largest (the power's exponent grows with the logit, so the largest logit
+    gives the largest exponent); sum the weights p, one class per cycle; then compute each p again and divide it by the
+    sum, 12 quotient bits; write the rounded errors over the logits, the label's last, because it needs the sum of all
+    quotients; send them. Divisions begin in a fixed rhythm, so that nothing in between ever waits. The weight is
+    computed in a pipeline of eight stages with one 8x16 multiplier and one shifter, shared by both branches:
 
     * powers: abs(a) * LOG2_E >> 15, shifted left by exponent + 6, 6 bits dropped: both truncations are toward zero;
     * series: 2**(1-2e) | a**2 (they share no bit) +- abs(a) << (1 - e).
 
-    Cycles per sample, unstalled: classes * (3 + max(1, 13 / dividers)) + vectors + about 30.
+    Cycles per sample, unstalled: classes * (5 + ceil(14 / dividers)) + vectors + about 40: two to store a logit, one
+    for the sum, two to send an error.
     """
 
     def __init__(self, config: CoreConfig, max_classes: int = 128, *, dividers: int = 4):
@@ -76,172 +77,155 @@ class NitiLoss(wiring.Component):
         m = Module()
         weight_bits = 2 - 2 * SMALLEST_EXPONENT
         sum_bits = weight_bits + (self.max_classes - 1).bit_length()
+        quotient_bits = PROBABILITY_BITS + 1
 
-        # Settings of the branches; constant during a sample, so registers cost no latency.
+        # Settings; constant during a sample, so registers cost no latency.
         exponent = Signal(signed(6))
         taylor, amount = Signal(), Signal(range(14))
         one = Signal(weight_bits)
-        m.d.comb += exponent.eq(Mux(self.exponent < SMALLEST_EXPONENT, SMALLEST_EXPONENT,
-                                    Mux(self.exponent > LARGEST_EXPONENT, LARGEST_EXPONENT, self.exponent)))
+        penultimate = Signal(CLASS_BITS)
+        label, inside = Signal(LABEL_BITS), Signal()
         m.d.sync += [
+            exponent.eq(Mux(self.exponent < SMALLEST_EXPONENT, SMALLEST_EXPONENT,
+                            Mux(self.exponent > LARGEST_EXPONENT, LARGEST_EXPONENT, self.exponent))),
             taylor.eq(exponent <= TAYLOR_EXPONENT),
             amount.eq(Mux(exponent <= TAYLOR_EXPONENT, TAYLOR_EXPONENT - exponent, exponent + 6)),
             one.eq(Const(2) << ((-2 * exponent)[:6])),
+            penultimate.eq(self.classes - 2), inside.eq(label < self.classes),
         ]
 
         m.submodules.values = values = Memory(shape=8, depth=self.max_classes, init=[])
         write, read = values.write_port(), values.read_port()
-        position, following = Signal(CLASS_BITS), Signal(CLASS_BITS)
-        m.d.comb += [following.eq(position), read.addr.eq(following)]
-        m.d.sync += position.eq(following)     # read.data is always the value at `position`
-        lane = Signal(range(self.lanes))
-        last = Signal()
-        m.d.comb += last.eq(position + 1 == self.classes)
+        position, lane, last = Signal(CLASS_BITS), Signal(range(self.lanes)), Signal()
+        m.d.comb += read.addr.eq(position)
 
-        # Weights. Stage k holds what entered k flowing cycles ago; `head` marks the largest logit.
-        flow = Signal()
+        # Weights. Stage k holds what entered k + 1 cycles ago; `head` marks the largest logit.
         enter, enter_head = Signal(), Signal()
-        largest_logit = Signal(signed(8))
-        operand = Signal(signed(8))
-        m.d.comb += operand.eq(Mux(enter_head, largest_logit, read.data.as_signed()))
-        valid = [Signal(name=f"valid{k}") for k in range(1, 6)]
-        head = [Signal(name=f"head{k}") for k in range(1, 6)]
-        negative = [Signal(name=f"negative{k}") for k in range(1, 4)]
-        magnitude1, magnitude2 = Signal(8), Signal(8)
-        product = Signal(24)
-        square, shifted = Signal(15), Signal(21)
-        above, largest = Signal(signed(14)), Signal(signed(13))
-        series, weight = Signal(weight_bits), Signal(weight_bits)
-        power = Mux(negative[2], -shifted[6:18], shifted[6:18])
-        octave = Signal(signed(14))
-        m.d.comb += octave.eq(above + OCTAVES)
-        with m.If(flow):
-            for chain, value in ((valid, enter), (head, enter_head), (negative, operand[-1])):
-                m.d.sync += [register.eq(source)
-                             for register, source in zip(chain, [value, *chain[:-1]], strict=True)]
-            m.d.sync += [
-                magnitude1.eq(Mux(operand < 0, -operand, operand)),
-                product.eq(magnitude1 * Mux(taylor, magnitude1, LOG2_E)),
-                magnitude2.eq(magnitude1),
-                shifted.eq(Mux(taylor, magnitude2, product[15:23]) << amount),
-                square.eq(product[:15]),
-                above.eq(power - largest),
-                series.eq(Mux(negative[2], (one | square) - (shifted << 8), (one | square) + (shifted << 8))),
-                weight.eq(series),
-            ]
-            with m.If(valid[2] & head[2]):
-                m.d.sync += largest.eq(power)
-            with m.If(~taylor):
-                m.d.sync += weight.eq(Mux(octave < 0, 0, (Const(1, OCTAVES + 1) << octave[:4]) - 1))
-        weighed = Signal()
-        m.d.comb += weighed.eq(valid[4] & ~head[4])
+        valid, head, negative = Signal(8), Signal(8), Signal(4)
+        logit, largest_logit, operand = Signal(signed(8)), Signal(signed(8)), Signal(signed(8))
+        magnitude1, magnitude2, factor = Signal(8), Signal(8), Signal(LOG2_E.bit_length())
+        product, narrowed = Signal(24), Signal(8)
+        square3, square4, shifted = Signal(15), Signal(15), Signal(21)
+        power, largest, octave = Signal(signed(13)), Signal(signed(13)), Signal(signed(15))
+        series5, series6, weight = Signal(weight_bits), Signal(weight_bits), Signal(weight_bits)
+        absolute = Mux(operand < 0, -operand, operand)[:8]
+        term = Cat(Const(0, 8), shifted)
+        m.d.comb += operand.eq(Mux(head[0], largest_logit, read.data.as_signed()))
+        m.d.sync += [
+            valid.eq(Cat(enter, valid)), head.eq(Cat(enter_head, head)), negative.eq(Cat(operand[-1], negative)),
+            magnitude1.eq(absolute), factor.eq(Mux(taylor, absolute, LOG2_E)),
+            product.eq(magnitude1 * factor), magnitude2.eq(magnitude1),
+            narrowed.eq(Mux(taylor, magnitude2, product[15:23])), square3.eq(product),
+            shifted.eq(narrowed << amount), square4.eq(square3),
+            power.eq(Mux(negative[3], -shifted[6:18], shifted[6:18])),
+            series5.eq((one | square4) + (term ^ negative[3].replicate(weight_bits)) + negative[3]),
+            octave.eq(power - largest + OCTAVES), series6.eq(series5),
+            # Below the largest power less the octaves nothing is left; 2**octave - 1 has ones below bit `octave`.
+            weight.eq(Mux(taylor, series6, Cat(~octave[-1] & (octave[:4] > k) for k in range(OCTAVES)))),
+        ]
+        with m.If(valid[5] & head[5]):
+            m.d.sync += largest.eq(power)
+        total, weighed, dividing = Signal(sum_bits), Signal(), Signal()
+        m.d.comb += weighed.eq(valid[7] & ~head[7])
+        with m.If(weighed & ~dividing):
+            m.d.sync += total.eq(total + weight)
 
-        # Divisions, in turn.
-        total = Signal(sum_bits)
-        dividing = Signal()
-        turn, turn_out = Signal(range(self.dividers)), Signal(range(self.dividers))
-        accepted, finished = Signal(), Signal()
-        quotient = Signal(PROBABILITY_BITS + 1)
-        for k in range(self.dividers):
-            m.submodules[f"divider{k}"] = divider = Divider(weight_bits + PROBABILITY_BITS, sum_bits,
-                                                            PROBABILITY_BITS + 1)
-            m.d.comb += [divider.i.payload.numerator.eq(weight << PROBABILITY_BITS),
-                         divider.i.payload.denominator.eq(total)]
-            with m.If(turn == k):
-                m.d.comb += [divider.i.valid.eq(weighed & dividing), accepted.eq(divider.i.valid & divider.i.ready)]
-            with m.If(turn_out == k):
-                m.d.comb += [divider.o.ready.eq(1), finished.eq(divider.o.valid),
-                             quotient.eq(divider.o.payload.quotient)]
-        with m.If(accepted):
+        # Divisions, in turn. A divider is idle again before its next turn comes.
+        interval = -(-(quotient_bits + 2) // self.dividers)
+        pause = Signal(range(max(2, interval)))
+        turn = Signal(range(max(2, self.dividers)))
+        with m.If(weighed & dividing):
             m.d.sync += turn.eq(Mux(turn == self.dividers - 1, 0, turn + 1))
-        with m.If(finished):
-            m.d.sync += turn_out.eq(Mux(turn_out == self.dividers - 1, 0, turn_out + 1))
-        m.d.comb += flow.eq(~dividing | ~weighed | accepted)
+        finished, quotient = 0, 0
+        for k in range(self.dividers):
+            m.submodules[f"divider{k}"] = divider = Divider(weight_bits + PROBABILITY_BITS, sum_bits, quotient_bits)
+            m.d.comb += [divider.i.payload.numerator.eq(weight << PROBABILITY_BITS),
+                         divider.i.payload.denominator.eq(total), divider.o.ready.eq(1),
+                         divider.i.valid.eq(weighed & dividing & (turn == k))]
+            finished = finished | divider.o.valid
+            quotient = quotient | (divider.o.payload.quotient & divider.o.valid.replicate(quotient_bits))
 
         # Errors: quotients rounded by pseudo_stochastic with shift 4; for the label minus the sum of the others.
-        collected = Signal(CLASS_BITS)
-        sum_of_others = Signal(PROBABILITY_BITS + 1)
-        at_label = Signal()
-        m.d.comb += at_label.eq(collected == self.label.payload)
-        gradient, rounded, error = Signal(PROBABILITY_BITS + 1), Signal(8), Signal(8)
-        m.d.comb += [
-            gradient.eq(quotient),
-            rounded.eq(gradient[4:] + (gradient[2:4] > gradient[:2])),
+        gradient, rounded, error = Signal(quotient_bits), Signal(8), Signal(8)
+        found, of_label, writes, negates = Signal(), Signal(), Signal(), Signal()
+        collected, target = Signal(CLASS_BITS), Signal(CLASS_BITS)
+        sum_of_others = Signal(quotient_bits)
+        others = Signal()
+        m.d.comb += [rounded.eq(gradient[4:] + (gradient[2:4] > gradient[:2])),
+                     others.eq(found & (collected != label))]
+        m.d.sync += [
+            gradient.eq(quotient), found.eq(finished), of_label.eq(0),
             error.eq(Mux(rounded[-1], 127, rounded)),
+            writes.eq(others | (of_label & inside)), negates.eq(of_label),
+            target.eq(Mux(of_label, label, collected)),
         ]
+        with m.If(found):
+            m.d.sync += collected.eq(collected + 1)
+        with m.If(others):
+            m.d.sync += sum_of_others.eq(sum_of_others + gradient)
+        m.d.comb += [write.en.eq(writes), write.addr.eq(target), write.data.eq(Mux(negates, -error, error))]
 
         vector = Signal(self.error.payload.shape())
-        full = Signal()
+        full, exceeds, first = Signal(), Signal(), Signal()
         m.d.comb += [self.error.valid.eq(full), self.error.payload.eq(vector)]
+        with m.If(full & self.error.ready):
+            m.d.sync += full.eq(0)
+        m.d.sync += exceeds.eq(0)
+        with m.If(exceeds):
+            m.d.sync += largest_logit.eq(logit)
+
+        def advance(state, done):
+            """Next class of this pass, or on to ``done``."""
+            m.d.sync += [position.eq(Mux(last, 0, position + 1)), last.eq(position == penultimate)]
+            m.next = state
+            with m.If(last):
+                m.next = done
 
         with m.FSM():
             with m.State("LOAD"):
+                m.d.sync += [logit.eq(self.logits.payload[lane]), first.eq(position == 0),
+                             label.eq(self.label.payload), dividing.eq(0), total.eq(0)]
                 with m.If(self.logits.valid & self.label.valid):
-                    logit = Signal(signed(8))
-                    m.d.comb += [
-                        logit.eq(self.logits.payload[lane]),
-                        write.en.eq(1), write.addr.eq(position), write.data.eq(logit),
-                        following.eq(position + 1),
-                        self.logits.ready.eq(last | lane.all()),
-                    ]
-                    m.d.sync += lane.eq(lane + 1)
-                    with m.If((position == 0) | (logit > largest_logit)):
-                        m.d.sync += largest_logit.eq(logit)
-                    with m.If(last):
-                        m.d.comb += following.eq(0)
-                        m.d.sync += [lane.eq(0), total.eq(0)]
-                        m.next = "HEAD"
+                    m.next = "STORE"
+            with m.State("STORE"):
+                m.d.comb += [write.en.eq(1), write.addr.eq(position), write.data.eq(logit),
+                             self.logits.ready.eq(last | lane.all())]
+                m.d.sync += [lane.eq(Mux(last, 0, lane + 1)), exceeds.eq(first | (logit > largest_logit))]
+                advance("LOAD", "HEAD")
             with m.State("HEAD"):
                 m.d.comb += [enter.eq(1), enter_head.eq(1)]
                 m.next = "SUM"
             with m.State("SUM"):
-                m.d.comb += [enter.eq(1), following.eq(position + 1)]
-                with m.If(last):
-                    m.d.comb += following.eq(0)
-                    m.next = "DRAIN"
+                m.d.comb += enter.eq(1)
+                m.d.sync += [collected.eq(0), sum_of_others.eq(0), pause.eq(0)]
+                advance("SUM", "DRAIN")
             with m.State("DRAIN"):
-                with m.If(~Cat(valid).any()):
-                    m.d.sync += [collected.eq(0), sum_of_others.eq(0)]
+                with m.If(~valid.any()):
+                    m.d.sync += dividing.eq(1)
                     m.next = "DIVIDE"
             with m.State("DIVIDE"):
-                m.d.comb += [dividing.eq(1), enter.eq(1)]
-                with m.If(flow):
-                    m.d.comb += following.eq(position + 1)
-                    with m.If(last):
-                        m.d.comb += following.eq(0)
-                        m.next = "COLLECT"
+                m.d.sync += pause.eq(Mux(pause == interval - 1, 0, pause + 1))
+                with m.If(pause == 0):
+                    m.d.comb += enter.eq(1)
+                    advance("DIVIDE", "COLLECT")
             with m.State("COLLECT"):
-                m.d.comb += dividing.eq(1)
                 with m.If(collected == self.classes):
                     m.next = "LABEL"
             with m.State("LABEL"):
-                m.d.comb += [
-                    gradient.eq(sum_of_others), self.label.ready.eq(1),
-                    write.en.eq(self.label.payload < self.classes), write.addr.eq(self.label.payload),
-                    write.data.eq(-error),
-                ]
-                m.next = "REWIND"
-            with m.State("REWIND"):     # reads value 0, which the label may just have changed
+                m.d.comb += self.label.ready.eq(1)
+                m.d.sync += [gradient.eq(sum_of_others), of_label.eq(1)]
+                m.next = "ROUND"
+            with m.State("ROUND"):
+                m.next = "WRITE"
+            with m.State("WRITE"):
+                m.next = "SEEK"
+            with m.State("SEEK"):
                 m.next = "SEND"
             with m.State("SEND"):
                 with m.If(~full):
-                    m.d.sync += [vector[lane].eq(read.data), lane.eq(lane + 1), full.eq(last | lane.all())]
-                    m.d.comb += following.eq(Mux(last, 0, position + 1))
-                    with m.If(last):
-                        m.d.sync += lane.eq(0)
-                        m.next = "LAST"
-                with m.Elif(self.error.ready):
-                    m.d.sync += [vector.eq(0), full.eq(0)]
-            with m.State("LAST"):
-                with m.If(self.error.ready):
-                    m.d.sync += [vector.eq(0), full.eq(0)]
-                    m.next = "LOAD"
-
-        with m.If(weighed & ~dividing):
-            m.d.sync += total.eq(total + weight)
-        with m.If(finished):
-            m.d.sync += collected.eq(collected + 1)
-            with m.If(~at_label):
-                m.d.sync += sum_of_others.eq(sum_of_others + quotient)
-                m.d.comb += [write.en.eq(1), write.addr.eq(collected), write.data.eq(error)]
+                    with m.If(lane == 0):
+                        m.d.sync += vector.eq(0)
+                    m.d.sync += [vector[lane].eq(read.data), lane.eq(Mux(last, 0, lane + 1)),
+                                 full.eq(last | lane.all())]
+                    advance("SEEK", "LOAD")
         return m

@@ -27,6 +27,7 @@ ZERO = 0
 STEP = 63
 """Register that reads as the number of the training step."""
 
+GROUP = 8
 EXPONENT_LIMIT = 32767
 SQRT2 = 0xB504F334
 """Smallest integer above sqrt(2) * 2**31: from here on, the next power of two is the nearer one."""
@@ -193,13 +194,13 @@ class ScalarUnit(wiring.Component):
         in every other cycle.
     step : In(32)  what register 63 reads.
     store_enable, store_address, store_word : Out  a command with ``microprogram`` gives the wide lanes its words
-        here, one per cycle, instead of running operations.
+        here, one in every other cycle, instead of running operations.
     select, value : value of register ``select`` in the same cycle, while no command is running.
     read, write : memory clients, one line at a time.
     exponent, zero_range, illegal : Out(1)  pulses: EXPONENT saturated; NEAREST_LOG2 of 0; unknown operation (it
         writes nothing) or a count above the descriptor's size (nothing runs).
 
-    Throughput: 3 cycles an operation, 5 for the three that count bits, more while ranges arrive. The dump
+    Throughput: 4 cycles an operation, 7 for the three that count bits, more while ranges arrive. The dump
     takes one cycle per register and one or more per line. A range is in its register 4 cycles later; operations wait
     for that.
     """
@@ -224,23 +225,31 @@ class ScalarUnit(wiring.Component):
         m.submodules.registers = registers = memory.Memory(shape=signed(32), depth=REGISTERS, init=[])
         write = registers.write_port()
 
-        def read_port(name, address):
+        def read_port(name, address, number=None):
+            """The memory's word, and the value of register ``number`` (by default, the one addressed)."""
             port = registers.read_port(domain="comb")
             value = Signal(signed(32), name=f"value_{name}")
+            number = address if number is None else number
             m.d.comb += [port.addr.eq(address), value.eq(port.data)]
-            with m.If(address == ZERO):
+            with m.If(number == ZERO):
                 m.d.comb += value.eq(0)
-            with m.If(address == STEP):
+            with m.If(number == STEP):
                 m.d.comb += value.eq(self.step)
-            return value
+            return port.data, value
 
         index = Signal(range(REGISTERS + 1))          # of the next operation, or of the register to dump
-        operations = Array(command[f"operation{k}"] for k in range(SCALAR_OPERATIONS))
+        ended = Signal()                              # no operation is left; two cycles after a change of `index`
+        m.d.sync += ended.eq(index == command.count)
+        # Operations are chosen in two steps: one of every GROUP, then the group. `index` is two cycles old then.
+        operations = [command[f"operation{k}"] for k in range(SCALAR_OPERATIONS)]
+        groups = Array(Signal(32, name=f"group{k}", reset_less=True) for k in range(0, SCALAR_OPERATIONS, GROUP))
+        for k, group in enumerate(groups):
+            m.d.sync += group.eq(Array(operations[k * GROUP:(k + 1) * GROUP])[index % GROUP])
         operation = data.View(data.StructLayout({"op": 6, "dst": 6, "a": 6, "b": 6, "imm": signed(8)}),
                               Signal(32, name="operation", reset_less=True))
         fetch = Signal()
         with m.If(fetch):
-            m.d.sync += operation.as_value().eq(operations[index])
+            m.d.sync += operation.as_value().eq(groups[index // GROUP])
         m.d.comb += self.store_word.eq(operation.as_value())
 
         # A range is read-modify-write: arrival, old value, comparison, larger one.
@@ -252,25 +261,28 @@ class ScalarUnit(wiring.Component):
         m.d.comb += larger.eq(Mux(replaces, written.value, kept))
         pending = self.range.valid | arrived.valid | compared.valid | written.valid
 
-        dumping, running = Signal(), Signal()
-        a = read_port("a", Mux(arrived.valid, arrived.register, operation.a))
-        b = read_port("b", Mux(dumping, index, operation.b))
-        c = read_port("c", Mux(running, operation.imm.as_unsigned()[:6], self.select))
+        dumping, running = Signal(), Signal()         # registers: the addresses must come early
+        of_range, a = read_port("a", Mux(arrived.valid, arrived.register, operation.a), operation.a)
+        _, b = read_port("b", Mux(dumping, index, operation.b))
+        _, c = read_port("c", Mux(running, operation.imm.as_unsigned()[:6], self.select))
         m.d.comb += self.value.eq(c)
-        m.d.sync += old.eq(Mux(written.valid & (written.register == arrived.register), larger, a))
+        m.d.sync += old.eq(Mux(written.valid & (written.register == arrived.register), larger, of_range))
 
-        destination, result, commit = Signal(6), Signal(signed(32)), Signal()
-        m.d.comb += [write.addr.eq(destination), write.data.eq(result),
-                     write.en.eq(commit & ~destination.matches(ZERO, STEP))]
+        chosen, result, commit = Signal(signed(32)), Signal(signed(32)), Signal()
+        known, writes = Signal(), Signal()
+        m.d.comb += [write.addr.eq(operation.dst), write.data.eq(result), write.en.eq(commit & writes)]
         with m.If(written.valid):
             m.d.comb += [write.addr.eq(written.register), write.data.eq(larger),
                          write.en.eq(~written.register.matches(ZERO, STEP))]
 
-        # First cycle of an operation: operands. Second: sum, choice, normalisation begun. Counting bits takes
-        # two cycles more. Last: result.
+        # First cycle of an operation: operands. Second: sum and normalisation begun. Counting bits takes three cycles
+        # more. Then the choice of the result; last, its writing.
         operand_a, operand_b, operand_c = Signal(signed(32)), Signal(signed(32)), Signal(signed(32))
-        total, first = Signal(signed(33)), Signal()       # first: a is chosen, not b
-        normal, zeros = Signal(32), Signal(5)         # operand a shifted left until bit 31 is set, and how far
+        subtracts, immediate = Signal(), Signal()
+        total, empty_c = Signal(signed(33)), Signal()     # empty_c: operand c is 0
+        begun, normal = Signal(32), Signal(32)        # operand a shifted left until bit 31 is set, and how far
+        far, zeros = Signal(2), Signal(5)
+        exact, below = Signal(), Signal()             # a power of two; nearer to the next lower one
         word = Signal(32)
 
         def normalised(value, distances):
@@ -286,51 +298,73 @@ class ScalarUnit(wiring.Component):
 
         length, bits = Signal(6), Signal(6)           # of operand a; what an operation makes of it
         m.d.comb += length.eq(Mux(normal[-1], 32 - zeros, 0))
-        saturated = Signal()
+        # By 16 and 8 at once: which bytes are empty is known early.
+        bytes_empty = [operand_a[k:k + 8] == 0 for k in (8, 16, 24)]
+        upper = bytes_empty[1] & bytes_empty[2]
+        choices = Cat(Mux(upper, bytes_empty[0], bytes_empty[2]), upper)
+        at_16 = Array(operand_a.as_unsigned()[:32 - 8 * k] << 8 * k for k in range(4))[choices]
+        at_1, more_choices = normalised(begun, (4, 2, 1))
+        m.d.sync += [begun.eq(at_16), far.eq(choices), normal.eq(at_1), zeros.eq(Cat(more_choices, far)),
+                     exact.eq(normal == 1 << 31), below.eq(normal < SQRT2)]
+        saturated, first = Signal(), Signal()         # first: a is chosen, not b
         beyond = total[EXPONENT_LIMIT.bit_length():]            # copies of the sign, if the limit is kept
         m.d.comb += saturated.eq(beyond.any() & ~beyond.all())
-        known = Signal()
-        m.d.comb += [known.eq(1), destination.eq(operation.dst)]
+        m.d.comb += known.eq(1)
+        with m.Switch(operation.op):
+            with m.Case(Operation.MIN):
+                m.d.comb += first.eq(total < 0)
+            with m.Case(Operation.MAX):
+                m.d.comb += first.eq(total >= 0)
+            with m.Case(Operation.SELECT_ZERO):
+                m.d.comb += first.eq(empty_c)
+            with m.Default():
+                m.d.comb += first.eq(~empty_c & ~operand_c[-1])
         with m.Switch(operation.op):
             with m.Case(Operation.SET):
-                m.d.comb += result.eq(operation.as_value()[12:].as_signed())
+                m.d.comb += chosen.eq(operation.as_value()[12:].as_signed())
             with m.Case(Operation.ADD, Operation.SUB, Operation.ADDI):
-                m.d.comb += result.eq(total)
+                m.d.comb += chosen.eq(total)
             with m.Case(Operation.MIN, Operation.MAX, Operation.SELECT_ZERO, Operation.SELECT_POSITIVE):
-                m.d.comb += result.eq(Mux(first, operand_a, operand_b))
+                m.d.comb += chosen.eq(Mux(first, operand_a, operand_b))
             with m.Case(Operation.CEIL_LOG2, Operation.BIT_LENGTH, Operation.NEAREST_LOG2):
-                m.d.comb += result.eq(bits)
+                m.d.comb += chosen.eq(bits)
             with m.Case(Operation.WORD):
-                m.d.comb += result.eq(word)
+                m.d.comb += chosen.eq(word)
             with m.Case(Operation.EXPONENT):
-                m.d.comb += result.eq(total)
+                m.d.comb += chosen.eq(total)
                 with m.If(saturated):
-                    m.d.comb += result.eq(Mux(total < 0, -EXPONENT_LIMIT - 1, EXPONENT_LIMIT))
+                    m.d.comb += chosen.eq(Mux(total < 0, -EXPONENT_LIMIT - 1, EXPONENT_LIMIT))
             with m.Default():
                 m.d.comb += known.eq(0)
 
+        unknown, beyond_limit, no_range = Signal(), Signal(), Signal()    # of the result
+        m.d.sync += self.store_enable.eq(0)
         line = self.write.line
         lane = index[:(lanes - 1).bit_length()]
         m.d.comb += line.p.strobe.eq(~0)
         with m.FSM():
             with m.State("IDLE"):
-                m.d.sync += index.eq(0)
                 with m.If(self.command.valid):
+                    m.d.sync += running.eq(1)
                     with m.If(command.count > SCALAR_OPERATIONS):
                         m.d.comb += self.illegal.eq(1)
                         m.next = "DONE"
                     with m.Elif(command.microprogram):
-                        m.next = "STORE"
+                        m.next = "STORED"
                     with m.Elif(command.enable_load):
                         m.next = "LOAD"
                     with m.Else():
                         m.next = "FETCH"
             with m.State("STORE"):
-                m.d.comb += fetch.eq(1)
-                m.d.sync += [index.eq(index + 1), self.store_enable.eq(index != command.count),
-                             self.store_address.eq(command.microprogram_address + index)]
-                with m.If(index == command.count):
+                m.next = "STORED"
+                with m.If(ended):
                     m.next = "DONE"
+                with m.Else():
+                    m.d.comb += fetch.eq(1)
+                    m.d.sync += [index.eq(index + 1), self.store_enable.eq(1),
+                                 self.store_address.eq(command.microprogram_address + index)]
+            with m.State("STORED"):
+                m.next = "STORE"
             with m.State("LOAD"):
                 m.d.comb += [self.read.request.valid.eq(1),
                              self.read.request.p.eq(command.load >> line_bits)]
@@ -345,9 +379,12 @@ class ScalarUnit(wiring.Component):
                 m.d.comb += fetch.eq(1)
                 m.next = "OPERANDS"
             with m.State("OPERANDS"):
-                m.d.comb += running.eq(1)
-                m.d.sync += [operand_a.eq(a), operand_b.eq(b), operand_c.eq(c)]
-                with m.If(index == command.count):
+                m.d.sync += [
+                    operand_a.eq(a), operand_b.eq(b), operand_c.eq(c),
+                    subtracts.eq(operation.op.matches(Operation.SUB, Operation.MIN, Operation.MAX)),
+                    immediate.eq(operation.op == Operation.ADDI),
+                ]
+                with m.If(ended):
                     m.d.sync += index.eq(0)
                     m.next = "DONE"
                     with m.If(command.enable_dump):
@@ -356,51 +393,40 @@ class ScalarUnit(wiring.Component):
                     m.d.sync += index.eq(index + 1)
                     m.next = "COMPUTE"
             with m.State("COMPUTE"):
-                with m.Switch(operation.op):
-                    with m.Case(Operation.MIN):
-                        m.d.sync += first.eq(operand_a < operand_b)
-                    with m.Case(Operation.MAX):
-                        m.d.sync += first.eq(operand_a > operand_b)
-                    with m.Case(Operation.SELECT_ZERO):
-                        m.d.sync += first.eq(operand_c == 0)
-                    with m.Default():
-                        m.d.sync += first.eq(operand_c > 0)
-                addend = Signal(signed(32))
-                m.d.comb += addend.eq(Mux(operation.op == Operation.ADDI, operation.imm, operand_b))
-                begun, far = normalised(operand_a.as_unsigned(), (16, 8))
-                m.d.sync += [
-                    total.eq(operand_a + Mux(operation.op == Operation.SUB, ~addend, addend)
-                             + (operation.op == Operation.SUB)),
-                    normal.eq(begun), zeros[3:].eq(far),
-                ]
+                addend = (Mux(immediate, operation.imm, operand_b) ^ subtracts.replicate(32))[:32].as_signed()
+                m.d.sync += [total.eq(operand_a + addend + subtracts), empty_c.eq(operand_c == 0)]
                 m.next = "RESULT"
                 with m.If(operation.op.matches(Operation.CEIL_LOG2, Operation.BIT_LENGTH, Operation.NEAREST_LOG2)):
                     m.next = "NORMALIZE"
             with m.State("NORMALIZE"):
-                ended, near = normalised(normal, (4, 2, 1))
-                m.d.sync += [normal.eq(ended), zeros[:3].eq(near)]
                 m.next = "COUNT"
             with m.State("COUNT"):
+                m.next = "ROUND"
+            with m.State("ROUND"):
                 m.d.sync += bits.eq(length)
                 with m.If(operation.op == Operation.CEIL_LOG2):
-                    m.d.sync += bits.eq(length - (normal == 1 << 31))
+                    m.d.sync += bits.eq(length - exact)
                 with m.If((operation.op == Operation.NEAREST_LOG2) & normal[-1]):
-                    m.d.sync += bits.eq(length - (normal < SQRT2))
+                    m.d.sync += bits.eq(length - below)
                 m.next = "RESULT"
             with m.State("RESULT"):
+                m.d.sync += [
+                    result.eq(chosen), unknown.eq(~known), writes.eq(known & ~operation.dst.matches(ZERO, STEP)),
+                    beyond_limit.eq((operation.op == Operation.EXPONENT) & saturated),
+                    no_range.eq((operation.op == Operation.NEAREST_LOG2) & (length == 0)),
+                ]
+                m.next = "COMMIT"
+            with m.State("COMMIT"):
                 with m.If(~written.valid):
-                    m.d.comb += [
-                        fetch.eq(1), commit.eq(known), self.illegal.eq(~known),
-                        self.exponent.eq((operation.op == Operation.EXPONENT) & saturated),
-                        self.zero_range.eq((operation.op == Operation.NEAREST_LOG2) & (length == 0)),
-                    ]
+                    m.d.comb += [fetch.eq(1), commit.eq(1), self.illegal.eq(unknown),
+                                 self.exponent.eq(beyond_limit), self.zero_range.eq(no_range)]
                     m.next = "OPERANDS"
             with m.State("QUIET"):
                 m.d.sync += line.p.address.eq(command.dump >> line_bits)
                 with m.If(self.write.idle & ~pending):
+                    m.d.sync += dumping.eq(1)
                     m.next = "COLLECT"
             with m.State("COLLECT"):
-                m.d.comb += dumping.eq(1)
                 m.d.sync += [line.p.data.word_select(lane, 32).eq(b), index.eq(index + 1)]
                 with m.If(lane.all()):
                     m.next = "DUMP"
@@ -418,6 +444,8 @@ class ScalarUnit(wiring.Component):
                 with m.If(self.write.idle):
                     m.next = "DONE"
             with m.State("DONE"):
+                m.d.sync += index.eq(0)
                 m.d.comb += [self.command.ready.eq(1), self.done.eq(1)]
+                m.d.sync += [running.eq(0), dumping.eq(0)]
                 m.next = "IDLE"
         return m

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from amaranth.hdl import Module, Mux, Signal, signed
+from amaranth.hdl import Cat, Const, Module, Mux, Signal, signed
 from amaranth.lib import data, memory, stream, wiring
 from amaranth.lib.wiring import In, Out
 
@@ -13,10 +13,12 @@ from .loss import LOG2_E
 __all__ = ["Softmax", "LOG2_E", "OCTAVE", "OCTAVES", "PROBABILITY_BITS", "EXPONENTIALS"]
 
 OCTAVE = 256
-OCTAVES = 31
+OCTAVES = 31               # and more leave nothing of a power
 PROBABILITY_BITS = 15
 EXPONENTIALS = [round(2 ** (16 - f / OCTAVE)) for f in range(OCTAVE)]
-LARGEST_LEFT = 13
+LARGEST_LEFT = 13          # a shift beyond it, or to the right beyond the bits, changes nothing any more
+COARSE = 8                 # the shifter's first stage moves by multiples of it
+FRACTION_BITS = (OCTAVE - 1).bit_length()
 DISTANCE_BITS = 33
 SCALED_BITS = DISTANCE_BITS + 16
 TERM_BITS = 17
@@ -43,11 +45,12 @@ class Softmax(wiring.Component):
     error : Out(stream like ``logits``): probability * 2**15, minus 2**15 at the label; lanes beyond
         ``classes`` are zero.
 
-    How it works, one class at a time: store the logits and find the largest; distances to it times log2(e), shifted to
-    octaves with 8 fraction bits, give powers of two from a table of 256 entries, whose sum is taken; the same again,
-    each power divided by the sum. A power takes five cycles, a division 17.
+    How it works: store the logits and find the largest; distances to it times log2(e), shifted to octaves with 8
+    fraction bits, give powers of two from a table of 256 entries, which replace the logits while their sum is taken
+    (a pipeline, one class per cycle); then each power is divided by the sum, one after the other.
 
-    Cycles per sample, unstalled: about classes * 30 + vectors + 10.
+    Cycles per sample, unstalled: about classes * 23 + vectors + 15: two to store a logit, one for its power, 20 for the
+    division.
     """
 
     def __init__(self, config: CoreConfig, max_classes: int = 128):
@@ -70,80 +73,110 @@ class Softmax(wiring.Component):
         sum_bits = TERM_BITS + (self.max_classes - 1).bit_length()
         m.submodules.divider = divider = Divider(TERM_BITS + PROBABILITY_BITS, sum_bits, PROBABILITY_BITS + 1)
 
-        position, lane = Signal(CLASS_BITS), Signal(range(self.lanes))
-        largest, total, dividing = Signal(signed(32)), Signal(sum_bits), Signal()
-        distance, scaled = Signal(DISTANCE_BITS), Signal(SCALED_BITS)
-        shift = Signal(signed(EXPONENT_BITS + 1))
-        octaves = Signal(SCALED_BITS + LARGEST_LEFT)
-        bounded, octave, term = Signal(range(OCTAVES * OCTAVE + 1)), Signal(range(OCTAVES + 1)), Signal(TERM_BITS)
+        # What follows from the settings is in registers, as is everything that comes from outside.
+        shift_bits = SCALED_BITS + LARGEST_LEFT
+        amount, penultimate = Signal(range(shift_bits + 1)), Signal(CLASS_BITS)
+        offset = 7 + LARGEST_LEFT
+        m.d.sync += [
+            amount.eq(Mux(self.exponent > offset, 0,
+                          Mux(self.exponent < offset - shift_bits, shift_bits, offset - self.exponent))),
+            penultimate.eq(self.classes - 2),
+        ]
+
+        position, lane, last = Signal(CLASS_BITS), Signal(range(self.lanes)), Signal()
+        logit, largest, first, exceeds = Signal(signed(32)), Signal(signed(32)), Signal(), Signal()
+        collected = Signal(CLASS_BITS)      # values written in this pass
+        m.d.comb += [read.addr.eq(position), write.addr.eq(collected)]
+        with m.If(write.en):
+            m.d.sync += collected.eq(collected + 1)
+        m.d.sync += exceeds.eq(0)
+        with m.If(exceeds):
+            m.d.sync += largest.eq(logit)
+
+        # Powers: `stages` says in which registers there is one.
+        raising = Signal()
+        stages = Signal(10)
+        value, distance = Signal(signed(32)), Signal(DISTANCE_BITS)
+        half = DISTANCE_BITS // 2
+        low, high = Signal(half + 16), Signal(DISTANCE_BITS - half + 16)
+        scaled, coarse = Signal(SCALED_BITS), Signal(shift_bits)
+        kept = FRACTION_BITS + OCTAVES.bit_length() + COARSE - 1
+        octaves, beyond = Signal(kept), Signal()
+        octave, raised, octave_there = Signal(5), Signal(TERM_BITS), Signal(5)
+        total, term = Signal(sum_bits), Signal(TERM_BITS)
+        fine = (COARSE - 1).bit_length()
+        m.d.sync += [
+            stages.eq(Cat(raising, stages)),
+            value.eq(read.data),
+            distance.eq(largest - value),
+            low.eq(distance[:half] * LOG2_E), high.eq(distance[half:] * LOG2_E),
+            scaled.eq(low + (high << half)),
+            coarse.eq(Cat(Const(0, LARGEST_LEFT), scaled) >> Cat(Const(0, fine), amount[fine:])),
+            octaves.eq(coarse[:kept] >> amount[:fine]), beyond.eq(coarse[kept:].any()),
+            octave.eq(Mux(beyond | octaves[FRACTION_BITS + 5:].any(), OCTAVES, octaves[FRACTION_BITS:])),
+            raised.eq(power.data), octave_there.eq(octave),
+            term.eq(raised >> octave_there),
+        ]
+        m.d.comb += [power.addr.eq(octaves), write.data.eq(Mux(stages[-1], term, logit))]
+        with m.If(stages[-1]):
+            m.d.comb += write.en.eq(1)
+            m.d.sync += total.eq(total + term)
+
+        # Divisions. The label is held for many cycles.
+        dividend = Signal(TERM_BITS)
+        label_there, at_label = Signal(), Signal()
         result = Signal(signed(PROBABILITY_BITS + 2))
-        last = Signal()
-        # Beyond the distance's bits a shift changes nothing any more.
-        left = Mux(shift < -LARGEST_LEFT, LARGEST_LEFT, -shift)[:4]
-        right = Mux(shift > SCALED_BITS, SCALED_BITS, shift)[:6]
+        m.d.sync += [label_there.eq(self.label.valid), at_label.eq(self.label.payload == position),
+                     dividend.eq(read.data)]
         m.d.comb += [
-            last.eq(position + 1 == self.classes), read.addr.eq(position), write.addr.eq(position),
-            shift.eq(7 - self.exponent),
-            octaves.eq(Mux(shift < 0, scaled << left, scaled >> right)),
-            power.addr.eq(bounded % OCTAVE), term.eq(power.data >> octave),
-            divider.i.payload.numerator.eq(term << PROBABILITY_BITS),
+            divider.i.payload.numerator.eq(dividend << PROBABILITY_BITS),
             divider.i.payload.denominator.eq(total),
-            result.eq(divider.o.payload.quotient
-                      - Mux(self.label.payload == position, 1 << PROBABILITY_BITS, 0)),
+            result.eq(divider.o.payload.quotient - (at_label << PROBABILITY_BITS)),
         ]
         vector, full = self.error.payload, self.error.valid
+        with m.If(full & self.error.ready):
+            m.d.sync += full.eq(0)
 
         def advance(state, done):
             """Next class of this pass, or on to ``done``."""
-            m.d.sync += position.eq(Mux(last, 0, position + 1))
+            m.d.sync += [position.eq(Mux(last, 0, position + 1)), last.eq(position == penultimate)]
             m.next = state
             with m.If(last):
                 m.next = done
 
         with m.FSM():
             with m.State("LOAD"):
-                m.d.sync += dividing.eq(0)
+                m.d.sync += [logit.eq(self.logits.payload[lane]), first.eq(position == 0), total.eq(0)]
                 with m.If(self.logits.valid):
-                    logit = Signal(signed(32))
-                    m.d.comb += [logit.eq(self.logits.payload[lane]), write.en.eq(1), write.data.eq(logit),
-                                 self.logits.ready.eq(last | lane.all())]
-                    m.d.sync += [lane.eq(Mux(last, 0, lane + 1)), total.eq(0)]
-                    with m.If((position == 0) | (logit > largest)):
-                        m.d.sync += largest.eq(logit)
-                    advance("LOAD", "READ")
+                    m.next = "STORE"
+            with m.State("STORE"):
+                m.d.comb += [write.en.eq(1), self.logits.ready.eq(last | lane.all())]
+                m.d.sync += lane.eq(Mux(last, 0, lane + 1))
+                m.d.sync += exceeds.eq(first | (logit > largest))
+                with m.If(last):
+                    m.d.sync += collected.eq(0)
+                advance("LOAD", "POWERS")
+            with m.State("POWERS"):
+                m.d.comb += raising.eq(1)
+                advance("POWERS", "DRAIN")
+            with m.State("DRAIN"):
+                with m.If(~stages.any()):
+                    m.d.sync += collected.eq(0)
+                    m.next = "READ"
             with m.State("READ"):
-                m.next = "DISTANCE"
-            with m.State("DISTANCE"):
-                m.d.sync += distance.eq(largest - read.data)
-                m.next = "SCALE"
-            with m.State("SCALE"):
-                m.d.sync += scaled.eq(distance * LOG2_E)
-                m.next = "OCTAVES"
-            with m.State("OCTAVES"):
-                m.d.sync += bounded.eq(Mux(octaves > OCTAVES * OCTAVE, OCTAVES * OCTAVE, octaves))
-                m.next = "POWER"
-            with m.State("POWER"):
-                m.d.sync += octave.eq(bounded // OCTAVE)
-                m.next = "TERM"
-            with m.State("TERM"):
-                with m.If(~dividing):
-                    m.d.sync += total.eq(total + term)
-                    advance("READ", "READ")
-                    with m.If(last):
-                        m.d.sync += dividing.eq(1)
-                with m.Else():
-                    m.d.comb += divider.i.valid.eq(1)
-                    with m.If(divider.i.ready):
-                        m.next = "QUOTIENT"
+                m.next = "FETCH"
+            with m.State("FETCH"):
+                m.next = "DIVIDE"
+            with m.State("DIVIDE"):
+                m.d.comb += divider.i.valid.eq(1)
+                m.next = "QUOTIENT"
             with m.State("QUOTIENT"):
-                with m.If(divider.o.valid & self.label.valid & ~full):
-                    m.d.comb += [divider.o.ready.eq(1), self.label.ready.eq(last)]
+                m.d.comb += divider.o.ready.eq(label_there & ~full)
+                with m.If(divider.o.valid & divider.o.ready):
+                    m.d.comb += self.label.ready.eq(last)
+                    with m.If(lane == 0):
+                        m.d.sync += vector.eq(0)
                     m.d.sync += [vector[lane].eq(result), lane.eq(Mux(last, 0, lane + 1)),
                                  full.eq(last | lane.all())]
-                    advance("READ", "LAST")
-            with m.State("LAST"):
-                with m.If(~full | self.error.ready):
-                    m.next = "LOAD"
-        with m.If(full & self.error.ready):
-            m.d.sync += [full.eq(0), vector.eq(0)]
+                    advance("READ", "LOAD")
         return m

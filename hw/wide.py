@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from amaranth.hdl import Array, Cat, Module, Mux, Signal, signed
+from amaranth.hdl import Array, Cat, Const, Module, Mux, Signal, signed
 from amaranth.lib import data, memory, stream, wiring
 from amaranth.lib.wiring import In, Out
 
@@ -11,7 +11,7 @@ from .divider import Divider
 from .isqrt import SquareRoot
 from .loop_nest import LoopNest
 from .microprogram import BITS, LANE_REGISTERS, MICROPROGRAM_WORDS, RANGES, Kind, WideOperation, word_layout
-from .wide_lane import WideLane
+from .wide_lane import WideLane, decoded, lane_control
 
 __all__ = ["WideLanes"]
 
@@ -38,14 +38,16 @@ class WideLanes(wiring.Component):
     x, y, z : In streams of V x signed(32). draw : In stream of V x 32 bits.
     output : Out stream of V x signed(32).
     store_enable, store_address, store_word : In  change a word of the microprogram memory; only while ``done``.
-    scalar_select : Out(6), scalar_value : In(signed(32))  read port of the scalar registers.
+    scalar_select : Out(6), scalar_value : In(signed(32))  read port of the scalar registers; the value is taken in the
+        cycle of the selection.
     done : Out(1)  no run under way. ranges : Out(7).array(4)  bit lengths of the largest magnitudes that RANGE has seen
         in the last run, valid while ``done``.
     starved : Out(1)  waits for a source. illegal : Out(1)  pulse: unknown operation; the run ends.
 
-    Cycles of an iteration: one per source in use (at least one), one for END, 4 per instruction, 2 more if the last
-    instruction changes a register. SQRT takes 18 V more, DIVIDE 66 V (one unit serves the lanes in turn).
-    After the last iteration up to 64 cycles for each of the 4 ranges, all at once.
+    Cycles of a run: four to begin, and of an iteration: one per source in use (at least one), one for END, 4 per
+    instruction, one more for a WRITE right after a WRITE, 2 more if the last instruction changes a register. SQRT takes
+    18 V more, DIVIDE 66 V (one unit serves the lanes in turn). After the last iteration up to 64 cycles for each of the
+    4 ranges, all at once.
     """
 
     def __init__(self, config: CoreConfig):
@@ -66,44 +68,68 @@ class WideLanes(wiring.Component):
         m.submodules.nest = nest = LoopNest(5, {})
         for k in range(5):
             m.d.comb += nest.count[k].eq(self.count[k])
-        m.d.comb += nest.load.eq(self.start)
 
-        # Microprogram: `fetch.data` is always the instruction at `pc`, `word` the one that is executed.
+        # Microprogram: `word` is executed, `upcoming` comes next, also around the end of an iteration, and `fetch.data`
+        # is the instruction at `pc`. What has to be known about the word is in registers beside it.
         m.submodules.program = program = memory.Memory(shape=32, depth=MICROPROGRAM_WORDS, init=[])
         store, fetch = program.write_port(), program.read_port()
         pc, following = Signal(range(MICROPROGRAM_WORDS)), Signal(range(MICROPROGRAM_WORDS))
-        word = Signal(word_layout, reset_less=True)
+        word, upcoming = Signal(word_layout, reset_less=True), Signal(word_layout, reset_less=True)
         m.d.comb += [store.en.eq(self.store_enable), store.addr.eq(self.store_address), store.data.eq(self.store_word),
                      following.eq(pc), fetch.addr.eq(following)]
         m.d.sync += pc.eq(following)
+        proceed, again = Signal(), Signal()     # to the next word; an iteration has ended, and it was not the last
+        fresh = Signal()                        # `upcoming` is new
+        scalar, shared, of_lane = (Signal(shape, name=name, reset_less=True) for name, shape in
+                                   (("scalar", signed(32)), ("shared", signed(32)), ("of_lane", 1)))
+        ends, unknown, writes = (Signal(name=name, reset_less=True) for name in ("ends", "unknown", "writes"))
+        work = Signal(lane_control, reset_less=True)
+        m.d.comb += self.scalar_select.eq(upcoming.b[:6])
+        m.d.sync += [fresh.eq(proceed), scalar.eq(self.scalar_value), again.eq(0)]
+        with m.If(fresh):
+            m.d.comb += following.eq(Mux(upcoming.op == WideOperation.END, self.entry, pc + 1))
+        with m.If(proceed):
+            m.d.sync += [
+                word.eq(upcoming), upcoming.eq(fetch.data),
+                shared.eq(Mux(upcoming.kind == Kind.SCALAR, scalar, upcoming.b)),
+                of_lane.eq(upcoming.kind == Kind.LANE), work.eq(decoded(upcoming.op)),
+                ends.eq(upcoming.op == WideOperation.END), unknown.eq(upcoming.op > max(WideOperation)),
+                writes.eq(~upcoming.op.matches(WideOperation.RANGE, WideOperation.WRITE)),
+            ]
 
         # Lane registers: one memory, because all lanes use the same addresses.
         row = data.ArrayLayout(signed(BITS), lanes)
         m.submodules.registers = registers = memory.Memory(shape=row, depth=LANE_REGISTERS, init=[])
         write = registers.write_port(granularity=1)
         port_a, port_b = registers.read_port(domain="comb"), registers.read_port(domain="comb")
-        shared = Signal(signed(32))
-        m.d.comb += [port_a.addr.eq(word.a), port_b.addr.eq(word.b[:4]), self.scalar_select.eq(word.b[:6]),
-                     shared.eq(Mux(word.kind == Kind.SCALAR, self.scalar_value, word.b))]
+        m.d.comb += [port_a.addr.eq(word.a), port_b.addr.eq(word.b[:4])]
 
         # Operands of the instruction, for the lanes whose turn it is; what becomes of the result two cycles later.
-        turn = Signal(range(TURNS))
+        # `turn` selects wide operands; `phase`, its copy, decides.
+        turn, phase = (Signal(range(TURNS), name=name, attrs={"keep": 1}) for name in ("turn", "phase"))
         operands = data.ArrayLayout(signed(BITS), processors)
-        op, a, b = (Signal(shape, name=name, reset_less=True) for name, shape in
-                    (("op", WideOperation), ("a", operands), ("b", operands)))
+        control, a, b, minus = (Signal(shape, name=name, reset_less=True) for name, shape in
+                                (("control", lane_control), ("a", operands), ("b", operands), ("minus", processors)))
         fate = data.StructLayout({"valid": 1, "writes": 1, "dst": 4, "turn": range(TURNS)})
         stages = [Signal(fate, name=f"stage{k}") for k in (1, 2, 3)]
-        issue, waits = Signal(), Signal()       # operands are taken; their result waits for a serial unit
-        resume = Signal()                       # ... which now has it
-        writes = ~word.op.matches(WideOperation.RANGE, WideOperation.WRITE)
-        m.d.sync += [stages[0].valid.eq((issue & ~waits) | resume), stages[1].eq(stages[0]), stages[2].eq(stages[1])]
+        issue, waiting = Signal(), Signal()     # operands are taken; a serial unit works on them
+        resume = Signal()                       # a serial unit has the result for which an instruction waited
+        m.d.sync += [stages[0].valid.eq((issue & ~work.serial) | resume),
+                     stages[1].eq(stages[0]), stages[2].eq(stages[1])]
         with m.If(issue):
-            m.d.sync += [op.eq(word.op), stages[0].dst.eq(word.dst), stages[0].turn.eq(turn), turn.eq(turn + 1),
+            m.d.sync += [turn.eq(phase + 1), phase.eq(phase + 1)]
+        with m.If(issue & work.serial):
+            m.d.sync += waiting.eq(1)
+        with m.If(resume):
+            m.d.sync += waiting.eq(0)
+        with m.If(~waiting):
+            m.d.sync += [control.eq(work), stages[0].dst.eq(word.dst), stages[0].turn.eq(phase),
                          stages[0].writes.eq(writes)]
             for p in range(processors):
                 own_a, own_b = (Array(port.data[t * processors + p] for t in range(TURNS))[turn]
                                 for port in (port_a, port_b))
-                m.d.sync += [a[p].eq(own_a), b[p].eq(Mux(word.kind == Kind.LANE, own_b, shared))]
+                m.d.sync += [a[p].eq(own_a), b[p].eq(Mux(of_lane, own_b, shared)),
+                             minus[p].eq(Mux(work.range, own_a[-1], work.subtract))]
 
         # Processors.
         serial = Signal(range(max(2, processors)))      # a Verilog signal has at least one bit
@@ -111,26 +137,49 @@ class WideLanes(wiring.Component):
         results, magnitude = [], 0
         for p in range(processors):
             m.submodules[f"lane{p}"] = lane = WideLane()
-            m.d.comb += [lane.op.eq(op), lane.a.eq(a[p]), lane.b.eq(b[p]), lane.serial.eq(answers[p])]
+            m.d.comb += [lane.control.eq(control), lane.a.eq(a[p]), lane.b.eq(b[p]), lane.minus.eq(minus[p]),
+                         lane.serial.eq(answers[p])]
             results.append(lane.result)
             magnitude = magnitude | lane.magnitude
         seen = [Signal(BITS, name=f"seen{k}") for k in range(RANGES)]
+        nonzero, measuring = Signal(RANGES), Signal()       # of a bit length at a time
         counts_range = Signal()
-        m.d.sync += counts_range.eq(stages[0].valid & (op == WideOperation.RANGE))
-        for k, bits in enumerate(seen):
+        m.d.sync += counts_range.eq(stages[0].valid & control.range)
+        for k, (bits, length) in enumerate(zip(seen, self.ranges, strict=True)):
+            m.d.sync += nonzero[k].eq(bits[1:].any() | (bits[0] & ~(measuring & nonzero[k])))
             with m.If(counts_range & (stages[1].dst == k)):
                 m.d.sync += bits.eq(bits | magnitude)
+            with m.If(measuring & nonzero[k]):
+                m.d.sync += [bits.eq(bits >> 1), length.eq(length + 1)]
 
-        written = stages[2]
-        m.d.comb += write.addr.eq(written.dst)
+        # One write port, for results and for what is loaded: `chosen` is the source, 0 except while loading.
+        # `selects`, its copy, is what the wide words see.
+        chosen, selects = (Signal(4, name=name, attrs={"keep": 1}) for name in ("chosen", "selects"))
+        rest, loads = Signal(4), Signal()
+        sources = (self.x, self.y, self.z, self.draw)
+        written, turns_written = Signal(), Signal(TURNS)
+        m.d.sync += written.eq(stages[1].valid & stages[1].writes)
+        m.d.sync += [turns_written[t].eq(stages[1].valid & stages[1].writes & (stages[1].turn == t))
+                     for t in range(TURNS)]
+        m.d.comb += [
+            loads.eq((chosen & Cat(source.valid for source in sources)).any()),
+            self.starved.eq(chosen.any() & ~loads),
+            *(source.ready.eq(bit) for source, bit in zip(sources, chosen, strict=True)),
+            write.addr.eq(Mux(written, stages[2].dst, Cat(selects[1] | selects[3], selects[2] | selects[3]))),
+        ]
         for lane in range(lanes):
             t, p = divmod(lane, processors)
-            m.d.comb += [write.data[lane].eq(results[p]),
-                         write.en[lane].eq(written.valid & written.writes & (written.turn == t))]
+            loaded = 0
+            for source, bit in zip(sources[:3], selects, strict=False):
+                loaded = loaded | (source.payload[lane][:] & bit.replicate(32))
+            loaded = Cat(loaded | (self.draw.payload[lane] & selects[3].replicate(32)),
+                         loaded[-1].replicate(BITS - 32))      # random words are unsigned
+            m.d.comb += [write.data[lane].eq(Mux(written, results[p], loaded)),
+                         write.en[lane].eq(turns_written[t] | loads)]
 
         # A vector leaves when its last lanes have been collected.
         collects, full = Signal(), Signal()
-        m.d.comb += [collects.eq(stages[0].valid & (op == WideOperation.WRITE)), self.output.valid.eq(full)]
+        m.d.comb += [collects.eq(stages[0].valid & control.write), self.output.valid.eq(full)]
         with m.If(full & self.output.ready):
             m.d.sync += full.eq(0)
         with m.If(collects):
@@ -143,84 +192,90 @@ class WideLanes(wiring.Component):
 
         m.submodules.square_root = root = SquareRoot(32)
         m.submodules.divider = divider = Divider(BITS, BITS)
-        takes_root = op == WideOperation.SQRT
+        takes_root = control.root
         m.d.comb += [root.i.payload.eq(Array(a)[serial][:32]),
                      divider.i.payload.numerator.eq(Array(a)[serial]),
                      divider.i.payload.denominator.eq(Array(b)[serial])]
 
-        # The source to load, and those after it. Results of the last iteration go first: there is one write port.
-        chosen, rest, writing = Signal(4), Signal(4), Signal()
-        sources = (self.x, self.y, self.z, self.draw)
-        m.d.sync += writing.eq((issue & writes) | resume
-                               | Cat(stage.valid & stage.writes for stage in stages[:2]).any())
-
         def choose(sources):
             first = sources & (~sources + 1)
-            return [chosen.eq(first), rest.eq(sources & ~first)]
+            return [chosen.eq(first), selects.eq(first), rest.eq(sources & ~first)]
 
+        opening = Signal()
+        m.d.comb += [nest.step.eq(again), nest.load.eq(opening)]
+        m.d.sync += opening.eq(0)
+        with m.If(opening):
+            m.d.sync += [*[bits.eq(0) for bits in seen], *[length.eq(0) for length in self.ranges]]
+        m.d.sync += self.illegal.eq(0)
+        settled = Signal()
         with m.FSM():
             with m.State("IDLE"):
                 m.d.comb += following.eq(self.entry)
                 with m.If(self.start):
-                    m.d.sync += [self.done.eq(0), *choose(self.use), *[bits.eq(0) for bits in seen],
-                                 *[length.eq(0) for length in self.ranges]]
-                    m.next = "LOAD"
+                    m.d.sync += [self.done.eq(0), opening.eq(1)]
+                    m.next = "FETCH"
+            with m.State("FETCH"):
+                m.d.comb += proceed.eq(1)
+                m.next = "SELECT"
+            with m.State("SELECT"):
+                m.next = "BEGIN"
+            with m.State("BEGIN"):
+                m.d.comb += proceed.eq(1)
+                m.d.sync += choose(self.use)
+                m.next = "LOAD"
             with m.State("LOAD"):
-                m.d.sync += word.eq(fetch.data)
-                loads = Signal()
-                with m.If(~writing):
-                    m.d.comb += [loads.eq((chosen & Cat(source.valid for source in sources)).any()),
-                                 self.starved.eq(chosen.any() & ~loads), write.en.eq(loads.replicate(lanes))]
-                    for k, source in enumerate(sources):
-                        m.d.comb += source.ready.eq(chosen[k])
-                        with m.If(chosen[k]):
-                            m.d.comb += write.addr.eq(k)
-                            m.d.comb += [write.data[lane].eq(source.payload[lane]) for lane in range(lanes)]
-                    with m.If(loads):
-                        m.d.sync += choose(rest)
-                    with m.If((chosen == 0) | (loads & (rest == 0))):
-                        m.next = "ISSUE"
+                m.d.comb += proceed.eq(again)
+                with m.If(loads):
+                    m.d.sync += choose(rest)
+                with m.If((chosen == 0) | (loads & (rest == 0))):
+                    m.next = "ISSUE"
             with m.State("ISSUE"):
-                with m.If((turn == 0) & (word.op == WideOperation.END)):
-                    m.d.comb += [following.eq(self.entry), nest.step.eq(1)]
-                    m.d.sync += choose(self.use)
-                    m.next = "LOAD"
+                with m.If((phase == 0) & ends):
+                    # Results of the last instruction go first.
+                    m.d.sync += settled.eq(0)
+                    m.next = "SETTLE"
+                    with m.If(~(stages[0].valid & stages[0].writes)):
+                        m.d.sync += choose(self.use)
+                        m.next = "LOAD"
+                    m.d.sync += again.eq(1)
                     with m.If(nest.last):
-                        m.next = "LENGTHS"
-                with m.Elif((turn == 0) & (word.op > max(WideOperation))):
-                    m.d.comb += self.illegal.eq(1)
-                    m.next = "LENGTHS"
-                with m.Elif((turn == 0) & (word.op == WideOperation.WRITE) & (collects | (full & ~self.output.ready))):
+                        m.d.sync += [again.eq(0), *choose(Const(0, 4))]
+                        m.next = "DRAIN"
+                with m.Elif((phase == 0) & unknown):
+                    m.d.sync += self.illegal.eq(1)
+                    m.next = "DRAIN"
+                with m.Elif((phase == 0) & work.write & (collects | full)):
                     pass
                 with m.Else():
-                    m.d.comb += [issue.eq(1), waits.eq(word.op.matches(WideOperation.SQRT, WideOperation.DIVIDE))]
-                    with m.If(waits):
+                    m.d.comb += [issue.eq(1), proceed.eq(phase == TURNS - 1)]
+                    with m.If(work.serial):
                         m.next = "ASK"
-                    with m.If(turn == 0):
-                        m.d.comb += following.eq(pc + 1)
-                    with m.If(turn == TURNS - 1):
-                        m.d.sync += word.eq(fetch.data)
+            with m.State("SETTLE"):
+                m.d.comb += proceed.eq(again)
+                m.d.sync += settled.eq(1)
+                with m.If(settled):
+                    m.d.sync += choose(self.use)
+                    m.next = "LOAD"
             with m.State("ASK"):
                 m.d.comb += [root.i.valid.eq(takes_root), divider.i.valid.eq(~takes_root)]
                 with m.If(Mux(takes_root, root.i.ready, divider.i.ready)):
                     m.next = "ANSWER"
             with m.State("ANSWER"):
                 m.d.comb += [root.o.ready.eq(1), divider.o.ready.eq(1)]
+                m.d.sync += Array(answers)[serial].eq(Mux(takes_root, root.o.payload.root, divider.o.payload.quotient))
                 with m.If(root.o.valid | divider.o.valid):
-                    m.d.sync += [Array(answers)[serial].eq(Mux(takes_root, root.o.payload.root,
-                                                               divider.o.payload.quotient)),
-                                 serial.eq(serial + 1)]
+                    m.d.sync += serial.eq(serial + 1)
                     m.next = "ASK"
                     with m.If(serial == processors - 1):
                         m.d.comb += resume.eq(1)
                         m.d.sync += serial.eq(0)
                         m.next = "ISSUE"
-            with m.State("LENGTHS"):
+            with m.State("DRAIN"):
                 with m.If(~Cat(stage.valid for stage in stages).any() & ~full):
-                    m.d.sync += self.done.eq(1)
+                    m.d.sync += measuring.eq(1)
+                    m.next = "LENGTHS"
+            with m.State("LENGTHS"):
+                with m.If(nonzero == 0):
+                    m.d.sync += [self.done.eq(1), measuring.eq(0)]
                     m.next = "IDLE"
-                    for bits, length in zip(seen, self.ranges, strict=True):
-                        with m.If(bits != 0):
-                            m.d.sync += [bits.eq(bits >> 1), length.eq(length + 1), self.done.eq(0)]
-                            m.next = "LENGTHS"
         return m

@@ -47,7 +47,7 @@ def _unit(module, name, *arguments, core="tiny"):
     return make
 
 
-_HANDOVER = ("self.i.ready.eq(~busy | (self.o.valid & self.o.ready))", "self.i.ready.eq(left == 0)")
+_HANDOVER = ("with m.If(~busy):", "with m.If(left == 0):")
 
 PROOFS = [
     Proof("fifo/order", lambda: FifoOrder(2), 7, (

@@ -29,7 +29,7 @@ def test_divider_every_operand():
     assert np.array_equal(quotient[some], n[some] // d[some])
     assert np.array_equal(remainder[some], n[some] % d[some])
     assert (quotient[~some] == 255).all()
-    assert cycles <= len(pairs) * 9 + 9       # quotient_bits + 1 cycles each
+    assert cycles <= len(pairs) * 10 + 9      # quotient_bits + 2 cycles each
     again = divide(unit, pairs, 8, 5, 8, offer=0.4, accept=0.3)
     assert np.array_equal(again[0], quotient) and np.array_equal(again[1], remainder)
 
@@ -53,7 +53,7 @@ def test_square_root_every_operand():
     root = np.array([math.isqrt(v) for v in x])
     assert np.array_equal(result["o"] & 0xFF, root)
     assert np.array_equal(result["o"] >> 8, x - root * root)
-    assert cycles <= len(x) * 9 + 9
+    assert cycles <= len(x) * 10 + 9
     again, _ = unit.streams({"i": x[::37]}, {"o": len(x[::37])}, offer=0.3, accept=0.3)
     assert np.array_equal(again["o"], result["o"][::37])
 

@@ -90,7 +90,7 @@ def test_latency_is_as_documented(unit):
     for classes in (2, 10, most):
         n = 20
         _, cycles = run(unit, v, np.zeros((n, classes), np.int8), -4, np.zeros(n, int))
-        assert cycles / n <= classes * (3 + max(1, 13 / dividers)) + -(-classes // v) + 30
+        assert cycles / n <= classes * (5 + -(-14 // dividers)) + -(-classes // v) + 40
 
 
 def test_constants_are_goldens():

@@ -233,7 +233,7 @@ def test_cycles_are_as_documented():
                 await ctx.tick()
                 cycles += 1
             # The first MOVE, END, no source, and waiting for the last instruction.
-            assert 10 * (4 + want + 1 + 1 + 2) <= cycles <= 10 * (4 + want + 1 + 1 + 2) + 4, (lines[0], cycles)
+            assert 10 * (4 + want + 1 + 1 + 2) <= cycles <= 10 * (4 + want + 1 + 1 + 2) + 8, (lines[0], cycles)
 
     b.run(bench)
 
