@@ -15,7 +15,7 @@ it knows is the documented timing of the units; docs/estimate.md says how close 
 * results wait for room in their FIFO; a store command ends with its acknowledgement;
 * vector passes: readers run ahead as far as their FIFOs go, one vector per cycle passes the lanes if all sources are
   there and the writers have room; a pass ends with its acknowledgement;
-* scalar programs take three cycles an operation; the loss unit walks through its states once a sample.
+* scalar programs take four cycles an operation; the loss unit walks through its states once a sample.
 
 The cycles of a (layer, pass) are defined as in the simulation, where the core's trace outputs are counted by tag
 (``sim.train._cycles``): for products, from the cycle in which the block is decoded (or the block before has left the
@@ -69,7 +69,7 @@ ROUND = RoundShift.latency
 DRAW = RandomWords.key_latency + RandomWords.latency     # until the random words of the first vector are there
 RANGE = 3                # from the last result to the scalar register, and a cycle a level of the compare tree
 NOTES = 256              # iterations by which a vector reader requests ahead (hw.vector_reader)
-WEIGHT_STAGES, DIVIDERS, DIVISION = 5, 4, 13      # of the loss unit (hw.loss, hw.divider)
+WEIGHT_STAGES, DIVIDERS, DIVISION = 8, 4, 14      # of the loss unit (hw.loss, hw.divider)
 
 
 class Gate:
@@ -1000,7 +1000,7 @@ class Estimate:
             while collector.sent.start is None:
                 yield self.reads.issued
             time = collector.sent.end + RESPONSE_QUEUE + 1
-        time += 3 * scalar["count"] + 1
+        time += 4 * scalar["count"] + 1
         if scalar["enable_dump"]:
             for line in range(ceil_div(4 * REGISTERS, config.line_bytes)):
                 time += config.line_bytes // 4 + 1
@@ -1147,27 +1147,23 @@ class Estimate:
         """Process like ``_lanes``: see hw.loss for its states."""
         logits, labels = sources[:2]
         classes, lanes = vector["classes"], self.config.vector
-        accepts = []
-        for k in range(classes):
-            accepts.append(max(accepts[-1] + 1 if accepts else 0, accepts[k - DIVIDERS] + DIVISION if k >= DIVIDERS
-                               else 0))
-        finish = accepts[-1] + DIVISION
+        finish = (classes - 1) * ceil_div(DIVISION, DIVIDERS) + DIVISION
         load = held = label_held = 0                 # first class; when the readers' registers are free
         for sample in range(samples):
             load = max(load, 1 + (yield from self._take_vector(labels, sample, label_held)))
             for k in range(vectors):
                 time = yield from self._take_vector(logits, sample * vectors + k, held)
-                load = max(load, time + 1) + min(lanes, classes - k * lanes)
+                load = max(load, time + 1) + 2 * min(lanes, classes - k * lanes)
                 held = load - 1
             taken.open()
             divide = load + 1 + classes + WEIGHT_STAGES + 1
             label_held = divide + WEIGHT_STAGES + finish + 2
-            send = label_held + 2
+            send = label_held + 3
             for k in range(vectors):
-                send += min(lanes, classes - k * lanes)
+                send += 2 * min(lanes, classes - k * lanes)
+                load = send
                 yield (send,)
-                send = max(send, self._written) + 1
-            load = send
+                send = max(send, self._written)
 
     def _source(self, name, source, taken, start: int):
         """Requests of one source, as far ahead as its FIFO and its notes go."""
