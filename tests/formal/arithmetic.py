@@ -203,7 +203,7 @@ class LogarithmProof(Elaboratable):
                 m.d.comb += exact.eq(Mux(small, result == 0, (value <= bound) & (value > lower)))
         m.d.comb += [
             Assert(~finished | ((result >= 0) & (result <= 32) & exact), "wrong logarithm"),
-            Assert((cycle != 11) | finished, "no result after 11 cycles"),
+            Assert((cycle != 14) | finished, "no result after 14 cycles"),
         ]
         return m
 
@@ -304,20 +304,20 @@ _FITS = ("fits = ~difference[-1]", "fits = ~difference[-1] & (difference != 0)")
 PROOFS = [
     Proof("divider/invariant", DividerInvariant, 2, (Fault("hw/divider.py", *_FITS),), induction=True, quick=True),
     Proof("divider/results", DividerResults, 14, (
-        Fault("hw/divider.py", "self.i.ready.eq(~busy |", "self.i.ready.eq((left == 0) |"),
+        Fault("hw/divider.py", "self.i.ready.eq(~busy)", "self.i.ready.eq(left == 0)"),
         Fault("hw/divider.py", *_FITS))),
     Proof("isqrt/invariant", SquareRootInvariant, 2, (Fault("hw/isqrt.py", *_FITS),), induction=True),
     Proof("isqrt/results", SquareRootResults, 14, (
-        Fault("hw/isqrt.py", "self.i.ready.eq(~busy |", "self.i.ready.eq((left == 0) |"),
+        Fault("hw/isqrt.py", "self.i.ready.eq(~busy)", "self.i.ready.eq(left == 0)"),
         Fault("hw/isqrt.py", "partial - Cat(Const(1, 2), root)", "partial - Cat(Const(0, 2), root)"))),
     Proof("range_detector/maximum", RangeProof, 6, (
         Fault("hw/range_detector.py", "Mux(left > right, left, right)", "Mux(left[1:] > right[1:], left, right)"),
         Fault("hw/range_detector.py", "with m.If(clear | ", "with m.If((clear & ~valid) | ")), induction=True),
-    *[Proof(f"scalar/{name}", lambda operation=operation: LogarithmProof(operation), 13,
+    *[Proof(f"scalar/{name}", lambda operation=operation: LogarithmProof(operation), 16,
             (Fault("hw/scalar.py", *edit),), quick=operation == 6)
       for name, operation, edit in (
-          ("ceil_log2", 6, ("length - (normal == 1 << 31)", "length")),
-          ("bit_length", 7, ("normalised(normal, (4, 2, 1))", "normalised(normal, (4, 2))")),
+          ("ceil_log2", 6, ("length - exact", "length")),
+          ("bit_length", 7, ("normalised(begun, (4, 2, 1))", "normalised(begun, (4, 2))")),
           ("nearest_log2", 8, ("SQRT2 = 0xB504F334", "SQRT2 = 0xB504F335")))],
     Proof("random_words/mix32", RandomWordsProof, 2, (
         Fault("hw/random_words.py", "a >> statement.shift", "a >> (statement.shift + 1)"),
