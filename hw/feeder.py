@@ -61,7 +61,8 @@ class Feeder(wiring.Component):
     a, b : slice address of the next vector, its `load` and whether it is `wanted`; `available` and the `read` strobe of
         the current one; `advance` of the operand buffers; data arrives two cycles after `read`.
     weights_ready, weights_take, weights_enable : handshake with the weight ring: `ready` is high a cycle before the
-        tile may be taken. `enable` is high, from the second cycle of a block on, while its tiles may shift into the shadow registers.
+        tile may be taken. `enable` is high, from the second cycle of a block on, while its tiles may shift into the
+        shadow registers.
     next_same_mode : the next block is known and runs in the mode of this one, so its first tile may be shifted early,
         and its first boundary closes the last gradient tile of this one.
     room, reserve : accounting of the result FIFO.
@@ -151,7 +152,8 @@ class Feeder(wiring.Component):
         # Weight-stationary: an accumulator entry may be used again REUSE cycles later. Tiles of that many pixels or
         # more keep to it by themselves; a shorter one whose last pixels waited for an operand holds the next tile.
         pixel, short, ends_short = Signal(16), Signal(), Signal()      # short: the tile that ended last
-        m.d.comb += ends_short.eq(Mux(fire & now.tile_end, pixel < REUSE - 1, short))
+        few = Signal(init=1)                 # pixel < REUSE - 1
+        m.d.comb += ends_short.eq(Mux(fire & now.tile_end, few, short))
         m.d.sync += short.eq(ends_short)
         recent = Signal(REUSE - 3)
         m.d.sync += recent.eq(Cat(fire, recent))
@@ -245,7 +247,7 @@ class Feeder(wiring.Component):
 
         # Weight-stationary results: one entry per pixel, counted from the tile's first entry.
         with m.If(fire):
-            m.d.sync += pixel.eq(Mux(now.tile_end, 0, pixel + 1))
+            m.d.sync += [pixel.eq(Mux(now.tile_end, 0, pixel + 1)), few.eq(now.tile_end | (pixel < REUSE - 2))]
 
         # Output-stationary results: `pending` is the tile being summed, `unloading` the one whose rows leave now.
         with m.If(spacing != 0):

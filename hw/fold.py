@@ -143,7 +143,8 @@ class Fold(wiring.Component):
             m.d.sync += [until.eq(until - 1), complete.eq(until == 2)]
             with m.If(complete):
                 columns.count()
-                m.d.sync += [emitting.eq(1), more_slices.eq(settings.fold_slices > 1), until.eq(settings.fold_step_bytes),
+                m.d.sync += [emitting.eq(1), more_slices.eq(settings.fold_slices > 1),
+                             until.eq(settings.fold_step_bytes),
                              complete.eq(settings.fold_step_bytes == 1)]
         with m.FSM():
             with m.State("IDLE"):
