@@ -146,8 +146,8 @@ class Accumulator(wiring.Component):
         m.d.sync += [self.overflow.eq(Cat(overflows).any()), reporting.eq(words[-1].valid)]
         m.d.comb += self.busy.eq(Cat(word.valid for word in words).any() | reporting)
 
-        # The result memories' outputs are slow and have a register behind them: the stream's payload. While a line waits
-        # for it, its place is read again and again and stays taken. What is late, `free`, only chooses.
+        # The result memories' outputs are slow and have a register behind them: the stream's payload. While a line
+        # waits for it, its place is read again and again and stays taken. What is late, `free`, only chooses.
         landed, fetch, fetched, moved = Signal(), Signal(), Signal(), Signal()
         lines, present = Signal(range(places + 1)), Signal()           # landed and not fetched; not 0
         next_slot, held_slot = Signal.like(read_slot), Signal.like(read_slot)

@@ -61,7 +61,8 @@ class Feeder(wiring.Component):
     a, b : slice address of the next vector, its `load` and whether it is `wanted`; `available` and the `read` strobe of
         the current one; `advance` of the operand buffers; data arrives two cycles after `read`.
     weights_ready, weights_take, weights_enable : handshake with the weight ring: `ready` is high a cycle before the
-        tile may be taken. `enable` is high, from the second cycle of a block on, while its tiles may shift into the shadow registers.
+        tile may be taken. `enable` is high, from the second cycle of a block on, while its tiles may shift into the
+        shadow registers.
     next_same_mode : the next block is known and runs in the mode of this one, so its first tile may be shifted early,
         and its first boundary closes the last gradient tile of this one.
     room, reserve : accounting of the result FIFO.
@@ -124,12 +125,14 @@ class Feeder(wiring.Component):
             "takes_weights": 1, "closes": 1, "takes_room": 1, "entry": config.accumulator_entries.bit_length() - 1,
             "init": 1, "final": 1}))
         first, fire, step = Signal(), Signal(), Signal()      # first: none was loaded yet
+        go = Signal()                        # first, or all but the operands lets the vector be issued
         idle = Signal(init=1)                # no block: the loops are loaded until there is one
+        operands = self.a_available & self.b_available
         inside, tile_start = Signal(), Signal()
         reduction_first = (loops.at_first[:4] | ~feed.reduce).all()
         final = feed.last & (loops.at_last[:4] | ~feed.reduce).all()
         m.d.comb += [
-            step.eq(first | fire),
+            step.eq(go & operands),
             inside.eq((loops.value_row < feed.rows) & (loops.value_column < feed.columns)),
             tile_start.eq(loops.at_first[4:7].all()),
             loops.load.eq(idle), loops.step.eq(step),
@@ -146,11 +149,11 @@ class Feeder(wiring.Component):
                 now.closes.eq(tile_start & gradient), now.takes_room.eq(final & ~gradient),
                 now.entry.eq(loops.value_entry), now.init.eq(feed.first & reduction_first), now.final.eq(final),
             ]
-        operands = self.a_available & self.b_available
         # Weight-stationary: an accumulator entry may be used again REUSE cycles later. Tiles of that many pixels or
         # more keep to it by themselves; a shorter one whose last pixels waited for an operand holds the next tile.
         pixel, short, ends_short = Signal(16), Signal(), Signal()      # short: the tile that ended last
-        m.d.comb += ends_short.eq(Mux(fire & now.tile_end, pixel < REUSE - 1, short))
+        few = Signal(init=1)                 # pixel < REUSE - 1
+        m.d.comb += ends_short.eq(Mux(fire & now.tile_end, few, short))
         m.d.sync += short.eq(ends_short)
         recent = Signal(REUSE - 3)
         m.d.sync += recent.eq(Cat(fire, recent))
@@ -174,10 +177,12 @@ class Feeder(wiring.Component):
         def may_go(closes, takes_weights, takes_room):
             return (~closes | may_close) & (~takes_weights | has_weights) & (~takes_room | has_room)
 
-        m.d.sync += [close_ok.eq(may_close),
-                     clear.eq(Mux(step, may_go(tile_start & gradient, tile_start & ~gradient, final & ~gradient)
-                                  & (first | ~now.last),
-                                  may_go(now.closes, now.takes_weights, now.takes_room) & now.valid)),
+        clear_now, clear_next = Signal(), Signal()
+        m.d.comb += [clear_now.eq(may_go(now.closes, now.takes_weights, now.takes_room) & now.valid),
+                     clear_next.eq(may_go(tile_start & gradient, tile_start & ~gradient, final & ~gradient)
+                                   & (first | ~now.last))]
+        m.d.sync += [close_ok.eq(may_close), clear.eq(Mux(step, clear_next, clear_now)),
+                     go.eq(Mux(step, clear_next, clear_now | first)),
                      spaced.eq(~too_early), waiting.eq(~self.weights_ready)]
 
         flush = Signal()                     # the boundary of its own that ends a gradient block
@@ -197,7 +202,8 @@ class Feeder(wiring.Component):
                             self.a_advance.eq(self.command.p.load_a), self.b_advance.eq(self.command.p.load_b),
                             self.activity.eq(Activity.DEPENDENCY),
                         ]
-                        m.d.sync += [mode.eq(feed.mode), gradient.eq(feed.mode == Mode.GRADIENT), first.eq(1), idle.eq(0)]
+                        m.d.sync += [mode.eq(feed.mode), gradient.eq(feed.mode == Mode.GRADIENT), first.eq(1), go.eq(1),
+                                     idle.eq(0)]
                         m.next = "FEED"
             with m.State("FEED"):
                 # The last tile is under way: the shadow registers may take a tile of the next block only in its mode.
@@ -241,7 +247,7 @@ class Feeder(wiring.Component):
 
         # Weight-stationary results: one entry per pixel, counted from the tile's first entry.
         with m.If(fire):
-            m.d.sync += pixel.eq(Mux(now.tile_end, 0, pixel + 1))
+            m.d.sync += [pixel.eq(Mux(now.tile_end, 0, pixel + 1)), few.eq(now.tile_end | (pixel < REUSE - 2))]
 
         # Output-stationary results: `pending` is the tile being summed, `unloading` the one whose rows leave now.
         with m.If(spacing != 0):

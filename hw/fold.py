@@ -115,11 +115,12 @@ class Fold(wiring.Component):
         slices = Array(Cat(window[k:k + vector]) for k in range(0, len(window), vector))
         index = Signal(range(len(slices)))
         slices_left, last_slice = Signal.like(settings.fold_slices), Signal()
-        may_shift = ~emitting | (last_slice & accept)
+        more_slices = Signal()                               # emitting & ~last_slice
+        may_shift = ~more_slices & (~emitting | accept)
         with m.If(emitting & accept):
             m.d.comb += [push.eq(1), pushed.eq(slices[index])]
             m.d.sync += [emitting.eq(~last_slice), index.eq(index + 1), slices_left.eq(slices_left - 1),
-                         last_slice.eq(slices_left == 2)]
+                         last_slice.eq(slices_left == 2), more_slices.eq(~last_slice & (slices_left != 2))]
         with m.If((emitting & accept & last_slice) | ~self.busy):
             m.d.sync += [index.eq(0), slices_left.eq(settings.fold_slices), last_slice.eq(settings.fold_slices <= 1)]
 
@@ -142,7 +143,8 @@ class Fold(wiring.Component):
             m.d.sync += [until.eq(until - 1), complete.eq(until == 2)]
             with m.If(complete):
                 columns.count()
-                m.d.sync += [emitting.eq(1), until.eq(settings.fold_step_bytes),
+                m.d.sync += [emitting.eq(1), more_slices.eq(settings.fold_slices > 1),
+                             until.eq(settings.fold_step_bytes),
                              complete.eq(settings.fold_step_bytes == 1)]
         with m.FSM():
             with m.State("IDLE"):

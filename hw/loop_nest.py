@@ -53,6 +53,7 @@ class LoopNest(wiring.Component):
         levels = range(self.levels)
         # Everything about an iteration is in registers, so that what follows has the whole cycle.
         left = [Signal(self.count_bits, name=f"left{k}") for k in levels]     # iterations after this one
+        one_left = Signal(self.levels)      # left[k] == 1
         advance = Signal(self.levels)       # the innermost loop that can still go on: it steps, inner ones restart
         moved = Signal(self.levels)         # bit k: that loop is loop k or one around it
         restart = Signal(self.levels)       # bit k: loop k restarts: it and all in it are at their last
@@ -62,13 +63,13 @@ class LoopNest(wiring.Component):
         # `step`, which is late in its cycle, only enables registers.
         for k in levels:
             changes = restart[k + 1] if k + 1 < self.levels else 1
-            m.d.comb += following_last[k].eq(Mux(restart[k], singles[k], Mux(changes, left[k] == 1, self.at_last[k])))
+            m.d.comb += following_last[k].eq(Mux(restart[k], singles[k], Mux(changes, one_left[k], self.at_last[k])))
             m.d.comb += single[k].eq(~self.count[k][1:].any())
-            with m.If(self.load | self.step):
-                with m.If(self.load | restart[k]):
-                    m.d.sync += [left[k].eq(Mux(single[k], 0, self.count[k] - 1)), self.at_first[k].eq(1)]
-                with m.Elif(changes):
-                    m.d.sync += [left[k].eq(left[k] - 1), self.at_first[k].eq(0)]
+            with m.If(self.load | (self.step & changes)):
+                again = self.load | restart[k]
+                m.d.sync += [self.at_first[k].eq(again),
+                             left[k].eq(Mux(again, Mux(single[k], 0, self.count[k] - 1), left[k] - 1)),
+                             one_left[k].eq(Mux(again, self.count[k] == 2, left[k] == 2))]
 
         def stand(last):
             """The flags of an iteration from which loops are at their last in it."""
@@ -97,10 +98,8 @@ class LoopNest(wiring.Component):
 
             m.d.comb += following.eq(advancing(base) + advancing(stride))
             for k in levels:
-                with m.If(self.load):
-                    m.d.sync += base[k].eq(getattr(self, f"start_{name}"))
                 # Loop j <= k stepped: every level inside it restarts from the new value.
-                with m.Elif(self.step & moved[k]):
-                    m.d.sync += base[k].eq(following)
+                with m.If(self.load | (self.step & moved[k])):
+                    m.d.sync += base[k].eq(Mux(self.load, getattr(self, f"start_{name}"), following))
             m.d.comb += getattr(self, f"value_{name}").eq(base[-1])
         return m

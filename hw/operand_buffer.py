@@ -45,7 +45,8 @@ class OperandBuffer(wiring.Component):
     address : In(16)  slice address: line * (line_bytes / lanes) + slice in line.
     load, wanted : In(1)  takes the address; without ``wanted`` there is nothing to fetch from it.
     available : Out(1)  the slice at the address taken last has arrived, or is not wanted (registered). Low for a wanted
-        one before the first ``advance``, and for any in the cycle after each ``advance``.
+        one before the first ``advance``. High from an ``advance``, which forgets the address, to the next ``load``,
+        which comes in a later cycle.
     read : In(1)  fetches the slice at the address taken last; ``data`` holds it two cycles later.
     data : Out(8 * lanes)
     busy, stalled_in, stalled_out : Out(1)  for counters: a load is in progress; it waits for memory; a
@@ -161,8 +162,10 @@ class OperandBuffer(wiring.Component):
         held_wanted = Signal()
         with m.If(self.load):
             m.d.sync += [held.eq(self.address), held_wanted.eq(self.wanted)]
-        m.d.sync += self.available.eq(~self.advance & Mux(self.load, arrived_by_now(self.address) | ~self.wanted,
-                                                          arrived_by_now(held) | ~held_wanted))
+        m.d.sync += self.available.eq(self.advance | Mux(self.load, arrived_by_now(self.address) | ~self.wanted,
+                                                         arrived_by_now(held) | ~held_wanted))
+        with m.If(self.advance):
+            m.d.sync += held_wanted.eq(0)
         m.d.comb += [read.addr.eq(Cat(line, current)), read.en.eq(1)]
         choice = Signal(slice_bits)
         fetched = Signal()

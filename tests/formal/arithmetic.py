@@ -323,10 +323,10 @@ PROOFS = [
         Fault("hw/random_words.py", "a >> statement.shift", "a >> (statement.shift + 1)"),
         Fault("hw/random_words.py", "j * INDEX_MULTIPLIER & MASK", "j")), induction=True),
     Proof("loop_nest/affine", LoopNestProof, 12, (
-        Fault("hw/loop_nest.py", "with m.Elif(self.step & moved[k]):",
-              "with m.Elif(self.step & advance[k]):"),
+        Fault("hw/loop_nest.py", "with m.If(self.load | (self.step & moved[k])):",
+              "with m.If(self.load | (self.step & advance[k])):"),
         Fault("hw/loop_nest.py", "~self.count[k][1:].any()", "self.count[k] == 1"))),
     Proof("loop_nest/hold", LoopNestHold, 2, (
-        Fault("hw/loop_nest.py", "with m.Elif(self.step & moved[k]):",
-              "with m.Elif(moved[k]):"),), induction=True, quick=True),
+        Fault("hw/loop_nest.py", "with m.If(self.load | (self.step & moved[k])):",
+              "with m.If(self.load | moved[k]):"),), induction=True, quick=True),
 ]

@@ -204,11 +204,11 @@ def test_abandoned_loads_never_look_current():
         await ctx.tick().repeat(15)
         assert await _available(ctx, dut, 0) and ctx.get(dut.busy)
         await _advance(ctx, dut)
+        assert ctx.get(dut.available), "no slice is wanted yet"
         await ctx.tick().until(dut.command.ready)
         ctx.set(dut.command.valid, 0)
         for _ in range(5):
-            assert not ctx.get(dut.available)
-            await ctx.tick()
+            assert not await _available(ctx, dut, 0)
 
     simulate(dut, feed, background=[memory.reader(dut.memory, latency=3)])
 
