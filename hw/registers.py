@@ -41,9 +41,11 @@ class LiteSlave(wiring.Component):
         m = Module()
         bus = self.bus
         have_address, have_data, strobe, have_read = Signal(), Signal(), Signal(4), Signal()
-        m.d.sync += [self.write.eq(have_address & have_data & ~bus.bvalid & ~self.write),
-                     self.read.eq(have_read & ~self.read)]
+        complete, decoded_write, decoded_read = Signal(), Signal(), Signal()
+        m.d.sync += [decoded_write.eq(complete & ~self.write), decoded_read.eq(have_read & ~self.read)]
         m.d.comb += [
+            complete.eq(have_address & have_data & ~bus.bvalid),
+            self.write.eq(complete & decoded_write), self.read.eq(have_read & decoded_read),
             bus.awready.eq(~have_address), bus.wready.eq(~have_data),
             self.write_mask.eq(Cat(bit.replicate(8) for bit in strobe)),
             bus.arready.eq(~have_read & ~bus.rvalid),

@@ -348,8 +348,8 @@ PROOFS = [
     Proof("write_port/lines", WriteLines, 11, (
         Fault("hw/write_port.py", "line.output.ready.eq(next_beat & line_end)", "line.output.ready.eq(next_beat)"),
         Fault("hw/coalescer.py", "(full | miss | ", "(full | ")), engine=BY_BITS),
-    Proof("registers/axi_lite", lambda: LiteRules(_slave), 2, _LITE, induction=True, quick=True),
-    Proof("registers/bus", lambda: LiteRules(_registers), 2, _LITE, induction=True),
+    Proof("registers/axi_lite", lambda: LiteRules(_slave), 3, _LITE, induction=True, quick=True),
+    Proof("registers/bus", lambda: LiteRules(_registers), 3, _LITE, induction=True),
     Proof("registers/settings", SettingsProof, 9, (
         Fault("hw/registers.py", "return values[\"STATUS\", \"busy\"] if register.idle_only else Const(0)",
               "return Const(0)"),
