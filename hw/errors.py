@@ -67,7 +67,8 @@ class ErrorLatch(wiring.Component):
         reported, report = Signal(), Signal.like(self.sources[0].report)
         valid = Cat(source.valid for source in self.sources)
         m.d.sync += reported.eq(valid.any() & ~self.clear)
-        for source in reversed(list(self.sources)):
+        m.d.sync += report.eq(self.sources[-1].report)      # loaded in every cycle: without an enable it is faster
+        for source in reversed(list(self.sources)[:-1]):
             with m.If(source.valid):
                 m.d.sync += report.eq(source.report)
         m.d.comb += self.found.eq(self.error | reported)

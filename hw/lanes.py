@@ -172,19 +172,17 @@ class Lanes(wiring.Component):
             m.d.sync += [under_way.eq(under_way - 1), room.eq(1)]
 
         # Three stages behind the queue: choice of the operands, their difference, the limit.
-        result = data.StructLayout({"value": data.ArrayLayout(signed(32), lanes_count),
+        result = data.StructLayout({"difference": data.ArrayLayout(signed(34), lanes_count),
                                     "state": data.ArrayLayout(lane_state(), lanes_count)})
-        m.submodules.out = out = SkidBuffer(result)
+        m.submodules.between = between = SkidBuffer(result)
         # At most four vectors are in them and the skid buffer, which counted in registers keeps the way back short.
         behind, open_ = Signal(range(5)), Signal(init=1)
-        chosen, subtracted, limited = Signal(), Signal(), Signal()     # that a vector is in the stage
-        free_limited = ~limited | out.input.ready
-        free_subtracted = ~subtracted | free_limited
+        chosen, subtracted = Signal(), Signal()     # that a vector is in the stage; the third is the output
+        free_limited = ~output.valid | output.ready
+        free_subtracted = ~subtracted | between.input.ready
         free_chosen = ~chosen | free_subtracted
         need_other, need_choice, complete, leaves = Signal(), Signal(), Signal(), Signal()
         m.d.comb += [
-            need_other.eq(settings.mask | settings.subtract | settings.label),
-            need_choice.eq(settings.unpool | settings.blocked.any()),
             complete.eq((self.other.valid | ~need_other) & (self.choice.valid | ~need_choice)),
             step.eq(rounded.output.valid & complete & open_), leaves.eq(output.valid & output.ready),
             self.other.ready.eq(step & need_other & (~settings.label | nest.at_last[4])),
@@ -192,11 +190,13 @@ class Lanes(wiring.Component):
             self.starved.eq((room & ~self.x.valid) | (rounded.output.valid & open_ & ~complete)),
             nest.load.eq(self.start),
             nest.step.eq(step),
-            out.input.valid.eq(limited), output.valid.eq(out.output.valid), out.output.ready.eq(output.ready),
-            output.payload.eq(out.output.payload.value), self.state.eq(out.output.payload.state),
+            between.input.valid.eq(subtracted), between.output.ready.eq(free_limited),
         ]
+        m.d.sync += [need_other.eq(settings.mask | settings.subtract | settings.label),
+                     need_choice.eq(settings.unpool | settings.blocked.any())]
         position = Cat(~nest.at_first[4], ~nest.at_first[2])
-        bound, target = Signal(31), Signal(32)
+        bound, least, target = Signal(31), Signal(signed(32)), Signal(32)
+        m.d.sync += least.eq(-bound)
         with m.Switch(settings.width):
             for code, bits in enumerate(TARGET_BITS):
                 with m.Case(code):
@@ -211,7 +211,7 @@ class Lanes(wiring.Component):
         with m.Elif(leaves & ~step):
             m.d.sync += [behind.eq(behind - 1), open_.eq(1)]
         for free, full, before in ((free_chosen, chosen, step), (free_subtracted, subtracted, chosen),
-                                   (free_limited, limited, subtracted)):
+                                   (free_limited, output.valid, between.output.valid)):
             with m.If(free):
                 m.d.sync += full.eq(before)
         for i in range(lanes_count):
@@ -222,22 +222,23 @@ class Lanes(wiring.Component):
                     | (settings.unpool & (source2.position != position))
                     | (settings.blocked & Cat(source2.clipped, source2.inactive)).any())
             minuend, subtrahend = Signal(signed(32), name=f"minuend_{i}"), Signal(signed(32), name=f"subtrahend_{i}")
-            labelled, difference = Signal(name=f"labelled_{i}"), Signal(signed(34), name=f"difference_{i}")
-            states = [Signal(lane_state(), name=f"state{k}_{i}") for k in range(2)]
+            labelled = Signal(name=f"labelled_{i}")
+            states = Signal(lane_state(), name=f"states_{i}")
             with m.If(free_chosen):
                 m.d.sync += [
                     minuend.eq(Mux(settings.subtract, other, Mux(zero, 0, y))),
                     subtrahend.eq(Mux(settings.subtract, y, 0)), labelled.eq(here & (self.label[:lane_bits] == i)),
-                    states[0].position.eq(head.pooled), states[0].inactive.eq(~head.positive),
-                    states[0].clipped.eq(head.clipped & (head.positive | ~settings.relu)),
+                    states.position.eq(head.pooled), states.inactive.eq(~head.positive),
+                    states.clipped.eq(head.clipped & (head.positive | ~settings.relu)),
                 ]
             with m.If(free_subtracted):
-                m.d.sync += [difference.eq(minuend - Mux(labelled, target, subtrahend)), states[1].eq(states[0])]
-            value, state = out.input.payload.value[i], out.input.payload.state[i]
+                m.d.sync += [between.input.payload.difference[i].eq(minuend - Mux(labelled, target, subtrahend)),
+                             between.input.payload.state[i].eq(states)]
+            difference = between.output.payload.difference[i]
             with m.If(free_limited):
-                m.d.sync += [value.eq(difference), state.eq(states[1])]
+                m.d.sync += [output.payload[i].eq(difference), self.state[i].eq(between.output.payload.state[i])]
                 with m.If(difference > bound):
-                    m.d.sync += value.eq(bound)
-                with m.Elif(difference < -bound):
-                    m.d.sync += value.eq(-bound)
+                    m.d.sync += output.payload[i].eq(bound)
+                with m.Elif(difference < least):
+                    m.d.sync += output.payload[i].eq(least)
         return m

@@ -38,15 +38,18 @@ class MaxPool(wiring.Component):
         m = Module()
         position = Signal(range(WINDOW))
         best = self.output.payload
+        vector, there, go = Signal.like(self.input.payload, reset_less=True), Signal(), Signal()
         # The result register collects the next window too, so a window may begin only when it is free.
-        m.d.comb += self.input.ready.eq(~self.output.valid | self.output.ready)
+        m.d.comb += [go.eq(~self.output.valid | self.output.ready), self.input.ready.eq(~there | go)]
+        with m.If(self.input.ready):
+            m.d.sync += [there.eq(self.input.valid), vector.eq(self.input.payload)]
         with m.If(self.output.ready):
             m.d.sync += self.output.valid.eq(0)
-        with m.If(self.input.valid & self.input.ready):
+        with m.If(there & go):
             m.d.sync += [position.eq(Mux(position == WINDOW - 1, 0, position + 1)),
                          self.output.valid.eq(position == WINDOW - 1)]
             for i in range(self.lanes):
-                x = self.input.payload[i]
+                x = vector[i]
                 with m.If((position == 0) | (x > best.value[i])):
                     m.d.sync += [best.value[i].eq(x), best.choice[i].eq(position)]
         return m

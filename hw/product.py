@@ -37,8 +37,10 @@ class StreamRegister(wiring.Component):
     def elaborate(self, platform):
         m = Module()
         m.d.comb += self.i.ready.eq(~self.o.valid)
+        with m.If(self.i.ready):      # the payload follows its source until it is valid: a short enable
+            m.d.sync += self.o.payload.eq(self.i.payload)
         with m.If(self.i.valid & self.i.ready):
-            m.d.sync += [self.o.payload.eq(self.i.payload), self.o.valid.eq(1)]
+            m.d.sync += self.o.valid.eq(1)
         with m.Elif(self.o.ready):
             m.d.sync += self.o.valid.eq(0)
         return m

@@ -52,7 +52,8 @@ class RandomWords(wiring.Component):
         self.lanes = lanes
         # State, visible to proofs: the key, and each lane's pipeline.
         self.key = Signal(32)
-        self.mixed = [[Signal(32, name=f"mixed{j}_{k}") for k in range(self.latency)] for j in range(lanes)]
+        self.mixed = [[Signal(32, name=f"mixed{j}_{k}", reset_less=True) for k in range(self.latency)]
+                      for j in range(lanes)]
         super().__init__({
             "seed": In(32), "step": In(32), "stream": In(32), "load": In(1), "ready": Out(1),
             "enable": In(1, init=1), "i_valid": In(1), "product": In(32),

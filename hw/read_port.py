@@ -105,34 +105,38 @@ class ReadPort(wiring.Component):
             m.submodules[f"burst{i}"] = burst = ResetInserter(halted)(SkidBuffer(burst_layout(self.config)))
             wiring.connect(m, coalescer.burst, burst.input)
             bursts.append(burst.output)
-            # A request rests in a register while it is compared with the window.
+            # Requests come through a buffer whose ready is a register too, and rest in another while they are compared
+            # with the window.
+            m.submodules[f"request{i}"] = offered = ResetInserter(halted)(SkidBuffer(client.request.payload.shape()))
             asked, inside = Signal(name=f"asked{i}"), Signal(name=f"inside{i}")
             line_asked = Signal(line_layout(self.config), name=f"line{i}")
             after = Signal(address_bits, name=f"after{i}")
-            nothing_queued.append(~asked & coalescer.empty & ~burst.output.valid)
+            nothing_queued.append(~offered.output.valid & ~asked & coalescer.empty & ~burst.output.valid)
             delivered = Signal(name=f"delivered{i}")
             reserved, may_request = Signal(range(depth + 1), name=f"reserved{i}"), Signal(init=1, name=f"room{i}")
             leaves, accepted = Signal(name=f"leaves{i}"), Signal(name=f"accepted{i}")
             m.d.comb += [
                 # A line outside the window stays until the error it is has halted the port.
                 leaves.eq(coalescer.line.ready & may_request & inside), accepted.eq(asked & leaves),
-                client.request.ready.eq((~asked | leaves) & ~halted),
+                offered.input.valid.eq(client.request.valid & ~halted),
+                offered.input.payload.eq(client.request.payload),
+                client.request.ready.eq(offered.input.ready & ~halted), offered.output.ready.eq(~asked | leaves),
                 coalescer.line.valid.eq(asked & may_request & inside),
                 # Room comes back by itself when more lines are reserved than the burst being collected holds.
                 coalescer.hold.eq(asked & ~may_request if depth >= 2 * BURST_LINES else 0),
                 coalescer.line.payload.eq(line_asked),
-                window.lines[i].eq(client.request.payload),
+                window.lines[i].eq(offered.output.payload),
                 outside[i].eq(asked & ~inside), errors.sources[i].valid.eq(outside[i] & ~halted),
                 errors.sources[i].report.code.eq(ErrorCode.READ_OUTSIDE_WINDOW),
                 errors.sources[i].report.address.eq(line_asked.address << offset_bits),
                 errors.sources[i].report.client.eq(i),
                 delivered.eq(line_valid & ~halted & (line_client == i)),
             ]
-            with m.If(client.request.ready):
-                m.d.sync += [asked.eq(client.request.valid), line_asked.address.eq(client.request.payload),
-                             line_asked.follows.eq(client.request.payload == after), inside.eq(window.inside[i])]
-                with m.If(client.request.valid):
-                    m.d.sync += after.eq(client.request.payload + 1)
+            with m.If(offered.output.ready):
+                m.d.sync += [asked.eq(offered.output.valid), line_asked.address.eq(offered.output.payload),
+                             line_asked.follows.eq(offered.output.payload == after), inside.eq(window.inside[i])]
+                with m.If(offered.output.valid):
+                    m.d.sync += after.eq(offered.output.payload + 1)
             with m.If(halted):
                 m.d.sync += asked.eq(0)
             if depth == 0:

@@ -106,8 +106,8 @@ class RoundShift(wiring.Component):
         has_psr, has_magnitude = has[Rounding.PSEUDO_STOCHASTIC], has[Rounding.STOCHASTIC_MAGNITUDE]
 
         def stage(name, value, **options):
-            """`value` one enabled cycle later."""
-            register = Signal(value.shape(), name=name, **options)
+            """`value` one enabled cycle later. Only what says that a vector is there is reset."""
+            register = Signal(value.shape(), name=name, reset_less=name[:5] != "valid", **options)
             with m.If(self.enable):
                 m.d.sync += register.eq(value)
             return register

@@ -155,11 +155,13 @@ class VectorEngine(wiring.Component):
         legal = self._rules(m, command, is_function, in_lanes, draws, min(loss.max_classes for _, loss in losses))
 
         # Memory clients: readers and writers, or the scalar unit, which holds its first request for a cycle.
-        to_scalar, running_scalar = Signal(), Signal()
-        m.d.sync += running_scalar.eq(to_scalar)
+        to_scalar = Signal()
+        reading_scalar, writing_scalar = (Signal(name=name, attrs={"keep": 1}) for name in ("reading_scalar",
+                                                                                          "writing_scalar"))
+        m.d.sync += [reading_scalar.eq(to_scalar), writing_scalar.eq(to_scalar)]
         for port, reader in zip((self.source0, self.source1, self.source2), readers, strict=True):
             if reader is readers[0]:
-                for owner, active in ((reader.client, ~running_scalar), (scalar.read, running_scalar)):
+                for owner, active in ((reader.client, ~reading_scalar), (scalar.read, reading_scalar)):
                     with m.If(active):
                         m.d.comb += [port.request.valid.eq(owner.request.valid),
                                      port.request.payload.eq(owner.request.payload),
@@ -171,7 +173,7 @@ class VectorEngine(wiring.Component):
                 connect(m, flipped(port), reader.client)
         for port, writer in zip((self.target0, self.target1), writers, strict=True):
             if writer is writers[0]:
-                for owner, active in ((writer.client, ~running_scalar), (scalar.write, running_scalar)):
+                for owner, active in ((writer.client, ~writing_scalar), (scalar.write, writing_scalar)):
                     with m.If(active):
                         m.d.comb += [port.line.valid.eq(owner.line.valid),
                                      port.line.payload.eq(owner.line.payload),
@@ -237,11 +239,17 @@ class VectorEngine(wiring.Component):
                   (lanes.words, wide.draw, is_wide),
                   *((x, loss.logits, active) for active, loss in losses),
                   *((other, loss.label, active) for active, loss in losses))
+        # At most one route of a source is active, so its ready is a plain sum.
+        for source in (x, other, choice, lanes.words):
+            readies = [active & sink.ready for origin, sink, active in routes if origin is source]
+            if source is x:
+                readies.append(pool_first & pool.input.ready)
+            m.d.comb += source.ready.eq(Cat(readies).any())
         for source, sink, active in routes:
             with m.If(active):
-                m.d.comb += [sink.valid.eq(source.valid), source.ready.eq(sink.ready)]
+                m.d.comb += sink.valid.eq(source.valid)
         with m.If(pool_first):
-            m.d.comb += [lanes.x.valid.eq(window.o.valid), x.ready.eq(pool.input.ready)]
+            m.d.comb += lanes.x.valid.eq(window.o.valid)
         m.d.comb += [
             lanes.x.payload.eq(Mux(pool_first, window.o.payload.value, x.payload)),
             window.o.ready.eq(lanes.x.ready), softmax.logits.payload.eq(x.payload), wide.x.payload.eq(x.payload),
@@ -302,7 +310,7 @@ class VectorEngine(wiring.Component):
                          pool.output.ready.eq(window.i.ready)]
 
         # The largest magnitude of the results, to the scalar registers when the product engine leaves them alone.
-        start = Signal()
+        start = Signal()         # a register: all loops begin by it
         m.submodules.detector = detector = RangeDetector(lanes_count)
         at_first, ranging, ranged = Signal(), Signal(), Signal()
         delivering, delivered = Signal(), Signal(range(RANGES + 1))      # the bit lengths that the wide lanes found
@@ -341,8 +349,8 @@ class VectorEngine(wiring.Component):
         m.d.comb += [
             scalar.command.payload.eq(self.scalar.payload), self.scalar.ready.eq(scalar.command.ready),
             scalar.step.eq(self.step),
-            self.exponent_saturated.eq(scalar.exponent), self.zero_range.eq(scalar.zero_range),
         ]
+        m.d.sync += [self.exponent_saturated.eq(scalar.exponent), self.zero_range.eq(scalar.zero_range)]
         moving, blocked, starved = Signal(), Signal(), Signal()
         m.d.comb += [
             moving.eq((x.valid & x.ready) | (value.valid & value.ready)),
@@ -354,6 +362,7 @@ class VectorEngine(wiring.Component):
             readers[2].start.eq(start & command.enable[1]),
             writers[0].start.eq(start & (command.enable[3] | ~is_wide)), writers[1].start.eq(start & command.enable[2]),
         ]
+        m.d.sync += start.eq(0)
         with m.FSM():
             with m.State("IDLE"):
                 with m.If(self.vector.valid):
@@ -379,11 +388,14 @@ class VectorEngine(wiring.Component):
             with m.State("START"):
                 m.d.comb += self.busy.eq(1)
                 with m.If(legal):
-                    m.d.comb += start.eq(1)
-                    m.next = "RUN"
+                    m.d.sync += start.eq(1)
+                    m.next = "BEGIN"
                 with m.Else():
                     m.d.comb += [self.illegal.eq(1), self.vector.ready.eq(1), self.done.eq(1)]
                     m.next = "IDLE"
+            with m.State("BEGIN"):
+                m.d.comb += self.busy.eq(1)
+                m.next = "RUN"
             with m.State("RUN"):
                 m.d.comb += [
                     self.stalled_out.eq(~moving & blocked), self.stalled_in.eq(~moving & ~blocked & starved),

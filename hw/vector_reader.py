@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from functools import reduce
+from operator import or_
+
 from amaranth.hdl import Module, Mux, Signal, signed
 from amaranth.lib import data, stream, wiring
 from amaranth.lib.wiring import In, Out
@@ -94,7 +97,9 @@ class VectorReader(wiring.Component):
         # the vectors ends here: memory sees a register.
         response, note = self.client.response, notes.output.payload
         current, spare = Signal(self.config.line_bits), Signal(self.config.line_bits)
-        kept, cutting, quarter = Signal(), Signal(), Signal(2)      # cutting: a vector is to come out of `current`
+        kept, cutting = Signal(), Signal()      # cutting: a vector is to come out of `current`
+        # What it is: one of four quarters of bytes, one of two halves of 16-bit elements, or the whole line.
+        quarters, halves, whole = Signal(4), Signal(2), Signal()
         free, take = Signal(), Signal()
         m.d.comb += [
             free.eq(~self.vector.valid | self.vector.ready), response.ready.eq(~kept), notes.output.ready.eq(take),
@@ -104,21 +109,25 @@ class VectorReader(wiring.Component):
             m.d.sync += spare.eq(response.payload)
         m.d.sync += kept.eq((kept | response.valid) & ~(take & note.fresh))
         with m.If(take):
-            m.d.sync += [cutting.eq(1), quarter.eq(note.quarter)]
+            m.d.sync += [
+                cutting.eq(1), whole.eq(self.width == 2),
+                *(quarters[k].eq((self.width == 0) & (note.quarter == k)) for k in range(4)),
+                *(halves[k].eq((self.width == 1) & (note.quarter[1] == k)) for k in range(2)),
+            ]
             with m.If(note.fresh):
                 m.d.sync += current.eq(Mux(kept, spare, response.payload))
         with m.Elif(free):
             m.d.sync += cutting.eq(0)
         with m.If(free):
             m.d.sync += self.vector.valid.eq(cutting)
-            bytes_ = current.word_select(quarter, 8 * lanes)
-            halves = current.word_select(quarter[1], 16 * lanes)
+
+            def chosen(flags, i, bits):
+                """The element of lane i, in parts of which one is flagged; 0 where none is."""
+                parts = [current.word_select(k * lanes + i, bits) & flag.replicate(bits)
+                         for k, flag in enumerate(flags)]
+                return reduce(or_, parts).as_signed()
+
             for i in range(lanes):
-                with m.Switch(self.width):
-                    with m.Case(0):
-                        m.d.sync += self.vector.payload[i].eq(bytes_.word_select(i, 8).as_signed())
-                    with m.Case(1):
-                        m.d.sync += self.vector.payload[i].eq(halves.word_select(i, 16).as_signed())
-                    with m.Default():
-                        m.d.sync += self.vector.payload[i].eq(current.word_select(i, 32).as_signed())
+                m.d.sync += self.vector.payload[i].eq(chosen(quarters, i, 8) | chosen(halves, i, 16)
+                                                      | chosen([whole], i, 32))
         return m

@@ -104,7 +104,9 @@ class WritePort(wiring.Component):
             wiring.connect(m, coalescer.burst, ready_burst.input)
             bursts.append(ready_burst.output)
             buffers.append(buffer)
-            # A line rests in a register while its address is compared with the window.
+            # Lines come through a buffer whose ready is a register too, and rest in another while their address is
+            # compared with the window.
+            m.submodules[f"line{i}"] = offered = SkidBuffer(client.line.payload.shape())
             taken = Signal(data.StructLayout({"line": line_layout(config), "body": body}), name=f"taken{i}")
             held, inside = Signal(name=f"held{i}"), Signal(name=f"inside{i}")
             after = Signal(address_bits, name=f"after{i}")
@@ -113,8 +115,9 @@ class WritePort(wiring.Component):
             m.d.comb += [
                 # A line outside the window stays until the error it is has halted the port.
                 leaves.eq(coalescer.line.ready & buffer.input.ready & inside), kept.eq(held & leaves),
-                client.line.ready.eq((~held | leaves) & ~halted),
-                window.lines[i].eq(client.line.payload.address),
+                offered.input.valid.eq(client.line.valid & ~halted), offered.input.payload.eq(client.line.payload),
+                client.line.ready.eq(offered.input.ready & ~halted), offered.output.ready.eq(~held | leaves),
+                window.lines[i].eq(offered.output.payload.address),
                 # A full buffer empties by itself: it holds more than the burst that is being collected.
                 coalescer.hold.eq(held & ~buffer.input.ready),
                 coalescer.line.valid.eq(kept), coalescer.line.payload.eq(taken.line),
@@ -126,15 +129,14 @@ class WritePort(wiring.Component):
             ]
             with m.If(leaves | (halted & ~inside)):
                 m.d.sync += held.eq(0)
-            with m.If(client.line.valid & client.line.ready):
-                m.d.sync += after.eq(client.line.payload.address + 1)
-            with m.If(client.line.ready):
-                m.d.sync += [held.eq(client.line.valid), inside.eq(window.inside[i]),
-                             taken.line.address.eq(client.line.payload.address),
-                             taken.line.follows.eq(client.line.payload.address == after),
-                             taken.body.data.eq(client.line.payload.data),
-                             taken.body.strobe.eq(client.line.payload.strobe)]
-            m.d.sync += client.idle.eq((pending == 0) & ~held & ~(client.line.valid & client.line.ready))
+            line = offered.output.payload
+            with m.If(offered.output.valid & offered.output.ready):
+                m.d.sync += after.eq(line.address + 1)
+            with m.If(offered.output.ready):
+                m.d.sync += [held.eq(offered.output.valid), inside.eq(window.inside[i]),
+                             taken.line.address.eq(line.address), taken.line.follows.eq(line.address == after),
+                             taken.body.data.eq(line.data), taken.body.strobe.eq(line.strobe)]
+            m.d.sync += client.idle.eq((pending == 0) & ~held & ~offered.output.valid)
             mine = acknowledged & (expected.output.payload.client == i)
             m.d.sync += pending.eq(pending + kept - Mux(mine, acknowledged_lines, 0))
 
