@@ -19,10 +19,11 @@ _WAGE = {  # log2 of the rate
 }
 _WAGE_DEFAULT = ((0, 3), (5, 1), (8, 0))
 _WITHOUT_NORM = ((0, (205, -13)), (6, (205, -15)), (8, (205, -16)))
+_WARMED_UP = ((0, (205, -15)), (1, (205, -13)), (4, (205, -15)), (6, (205, -16)), (7, (205, -17)))
 _DFP = {  # (mantissa, exponent) of the rate, for float too
     ("mlp", "mnist"): _WITHOUT_NORM,
     "tiny-cnn": _WITHOUT_NORM,
-    "lenet": _WITHOUT_NORM,
+    "lenet": _WARMED_UP,      # float does not get started at the second rate
     "wage-lenet": _WITHOUT_NORM,
     "bench-cnn": _WITHOUT_NORM,
     "vgg-small-7": _WITHOUT_NORM,
