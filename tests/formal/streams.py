@@ -22,16 +22,15 @@ class StreamProof(Elaboratable):
         return m
 
 
-class FifoOrder(Elaboratable):
-    """A queue: everything comes out once, in order and unchanged."""
+class Order(Elaboratable):
+    """Everything comes out once, in order and unchanged."""
 
-    def __init__(self, depth):
-        self.depth = depth
+    def __init__(self, make):
+        self.make = make
 
     def elaborate(self, platform):
-        from hw.fifo import Fifo
         m = Module()
-        m.submodules.dut = dut = Fifo(2, self.depth)
+        m.submodules.dut = dut = self.make()
         free_inputs(m, dut, keep=("clear",))
         check_order(m, dut.input, dut.output)
         return m
@@ -50,10 +49,14 @@ def _unit(module, name, *arguments, core="tiny"):
 _HANDOVER = ("with m.If(~busy):", "with m.If(left == 0):")
 
 PROOFS = [
-    Proof("fifo/order", lambda: FifoOrder(2), 7, (
+    Proof("fifo/order", lambda: Order(_unit("hw.fifo", "Fifo", 2, 2)), 7, (
         Fault("hw/fifo.py", "free.eq(~output.valid | output.ready)", "free.eq(1)"),)),
-    Proof("fifo/deep_order", lambda: FifoOrder(17), 8, (
+    Proof("fifo/deep_order", lambda: Order(_unit("hw.fifo", "Fifo", 2, 17)), 8, (
         Fault("hw/fifo.py", "get.eq(some & (~fetched | free))", "get.eq(some)"),)),
+    Proof("skid_buffer/order", lambda: Order(_unit("hw.skid_buffer", "SkidBuffer", 2)), 7, (
+        Fault("hw/skid_buffer.py", "with m.If(~held):", "with m.If(1):"),)),
+    Proof("skid_buffer/stream", lambda: StreamProof(_unit("hw.skid_buffer", "SkidBuffer", 4)), 3, (
+        Fault("hw/skid_buffer.py", "held.eq(waits)", "held.eq(0)"),)),
     Proof("fifo/stream", lambda: StreamProof(_unit("hw.fifo", "Fifo", 4, 2), off=("clear",)), 8, (
         Fault("hw/fifo.py", "free.eq(~output.valid | output.ready)", "free.eq(1)"),)),
     Proof("fifo/deep_stream", lambda: StreamProof(_unit("hw.fifo", "Fifo", 4, 17), off=("clear",)), 8, (

@@ -10,6 +10,7 @@ from hw.config import PRESETS
 from hw.errors import ErrorCode, ErrorLatch
 from hw.fifo import Fifo
 from hw.round_robin import RoundRobin
+from hw.skid_buffer import SkidBuffer
 from hw.window import Window
 from tests.hw.streams import STALLS, simulate, stalls, stream_check, stream_get, stream_put
 
@@ -59,6 +60,41 @@ def test_fifo_keeps_order(depth, pattern):
             assert level <= depth + 1 + (depth > 16)
 
     simulate(dut, put, get, background=(check, room))
+
+
+@pytest.mark.parametrize("pattern", STALLS)
+def test_skid_buffer_keeps_order(pattern):
+    dut = SkidBuffer(8)
+    source, sink = stalls(pattern)
+    sent = [k & 0xFF for k in range(300)]
+
+    async def put(ctx):
+        await stream_put(ctx, dut.input, sent, stall=source)
+
+    async def get(ctx):
+        assert await stream_get(ctx, dut.output, len(sent), stall=sink) == sent
+
+    async def check(ctx):
+        await stream_check(ctx, dut.output)
+
+    simulate(dut, put, get, background=(check,), limit=310 if pattern == "none" else 10_000)
+
+
+def test_skid_buffer_passes_in_the_same_cycle_and_keeps_one():
+    dut = SkidBuffer(8)
+
+    async def bench(ctx):
+        ctx.set(dut.input.payload, 5)
+        ctx.set(dut.input.valid, 1)
+        assert ctx.get(dut.output.valid) and ctx.get(dut.output.payload) == 5 and ctx.get(dut.input.ready)
+        await ctx.tick()
+        ctx.set(dut.output.ready, 1)
+        assert not ctx.get(dut.input.ready), "ready looks at nothing but what is held"
+        assert ctx.get(dut.output.payload) == 5
+        await ctx.tick()
+        assert ctx.get(dut.input.ready)
+
+    simulate(dut, bench)
 
 
 @pytest.mark.parametrize("depth", [4, 20])
