@@ -100,12 +100,14 @@ class VectorQueue(wiring.Component):
             engine.range.eq(self.range), engine.step.eq(self.step), engine.seed.eq(self.seed),
             self.busy.eq(engine.busy), self.stalled_in.eq(engine.stalled_in),
             self.stalled_out.eq(engine.stalled_out), self.unused.eq(engine.idle),
-            self.exponent_saturated.eq(engine.exponent_saturated), self.zero_range.eq(engine.zero_range),
-            self.illegal.eq(engine.illegal),
             self.waiting.eq(decode.valid & ~runnable),
         ]
+        # Reports come late in a cycle; a register delays them, and the address that goes with them.
+        address = Signal(ADDRESS_BITS)
+        m.d.sync += [self.exponent_saturated.eq(engine.exponent_saturated), self.zero_range.eq(engine.zero_range),
+                     self.illegal.eq(engine.illegal), self.descriptor.eq(address)]
         with m.If(decode.release):
-            m.d.sync += [self.descriptor.eq(decode.held_address), self.tag.eq(decode.header.tag)]
+            m.d.sync += [address.eq(decode.held_address), self.tag.eq(decode.header.tag)]
         issued, done = Signal(16), Signal()
         m.d.sync += [done.eq(engine.done), self.completed.eq(self.completed + done), issued.eq(issued + decode.release)]
         with m.If(self.iteration):

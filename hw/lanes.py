@@ -92,7 +92,7 @@ class Lanes(wiring.Component):
     A vector enters only if there is room for it in the queue behind the rounder, so the rounder never waits; the stages
     after the queue do.
 
-    Throughput: one vector per cycle. Latency: RoundShift.latency + 5 cycles. With ``draw`` the first vector is taken
+    Throughput: one vector per cycle. Latency: RoundShift.latency + 6 cycles. With ``draw`` the first vector is taken
     RandomWords.key_latency + RandomWords.latency + 1 cycles after ``start`` at the earliest.
     """
 
@@ -119,22 +119,27 @@ class Lanes(wiring.Component):
             m.d.comb += nest.count[k].eq(self.count[k])
         m.d.comb += nest.stride_channel[4].eq(lanes_count)
 
-        # Random words run ahead of the vectors by the depth of their pipeline.
+        # Random words run ahead of the vectors into a queue; `words_coming` counts those in it and on the way.
         m.submodules.random = random = RandomWords(lanes_count)
         m.submodules.random_nest = random_nest = LoopNest(5, {"product": 32})
         drawing, drawn = Signal(), Signal()        # words remain to be asked for; this vector's words are there
-        gone = Signal()                            # the other user took the words in the cycle before
-        m.d.sync += gone.eq(self.words.valid & self.words.ready)
+        m.submodules.drawn = queue = Fifo(random.words.shape(), SHALLOW)
+        words_coming, words_room, taken = Signal(range(SHALLOW + 1)), Signal(init=1), Signal()
         m.d.comb += [
             random.seed.eq(self.seed), random.step.eq(self.step), random.stream.eq(self.stream),
             random.load.eq(self.start & settings.draw),
-            random.product.eq(random_nest.value_product), random.i_valid.eq(drawing & random.ready),
-            random.enable.eq(~random.o_valid | (self.x.valid & self.x.ready) | gone),
-            self.words.valid.eq(random.o_valid & ~gone), self.words.payload.eq(random.words),
+            random.product.eq(random_nest.value_product), random.i_valid.eq(drawing & random.ready & words_room),
+            queue.input.valid.eq(random.o_valid), queue.input.payload.eq(random.words),
+            queue.output.ready.eq((self.x.valid & self.x.ready & settings.draw) | self.words.ready),
+            taken.eq(queue.output.valid & queue.output.ready),
+            self.words.valid.eq(queue.output.valid), self.words.payload.eq(queue.output.payload),
             random_nest.load.eq(self.start), random_nest.start_product.eq(self.random_start),
-            random_nest.step.eq(random.i_valid & random.enable),
-            drawn.eq(~settings.draw | random.o_valid),
+            random_nest.step.eq(random.i_valid), drawn.eq(~settings.draw | queue.output.valid),
         ]
+        with m.If(random.i_valid & ~taken):
+            m.d.sync += [words_coming.eq(words_coming + 1), words_room.eq(words_coming != SHALLOW - 1)]
+        with m.Elif(taken & ~random.i_valid):
+            m.d.sync += [words_coming.eq(words_coming - 1), words_room.eq(1)]
         for k in range(5):
             m.d.comb += [random_nest.count[k].eq(self.count[k]),
                          random_nest.stride_product[k].eq(self.random_stride[k])]
@@ -144,7 +149,7 @@ class Lanes(wiring.Component):
             m.d.sync += drawing.eq(0)
         sixteen = settings.rounding == Rounding.STOCHASTIC_16.code
         for i in range(lanes_count):
-            m.d.comb += rounder.draw[i].eq(Mux(sixteen, random.words[i][16:], random.words[i]))
+            m.d.comb += rounder.draw[i].eq(Mux(sixteen, queue.output.payload[i][16:], queue.output.payload[i]))
 
         pooled = self.pooled         # beside its element through the pipeline of the rounder
         for k in range(RoundShift.latency):
@@ -171,15 +176,17 @@ class Lanes(wiring.Component):
         with m.Elif(step & ~enter):
             m.d.sync += [under_way.eq(under_way - 1), room.eq(1)]
 
-        # Three stages behind the queue: choice of the operands, their difference, the limit.
-        result = data.StructLayout({"difference": data.ArrayLayout(signed(34), lanes_count),
+        # Four stages behind the queue: choice of the operands, their difference, its comparison, the limit.
+        compared = data.StructLayout({"value": signed(32), "above": 1, "below": 1})
+        result = data.StructLayout({"elements": data.ArrayLayout(compared, lanes_count),
                                     "state": data.ArrayLayout(lane_state(), lanes_count)})
         m.submodules.between = between = SkidBuffer(result)
-        # At most four vectors are in them and the skid buffer, which counted in registers keeps the way back short.
-        behind, open_ = Signal(range(5)), Signal(init=1)
-        chosen, subtracted = Signal(), Signal()     # that a vector is in the stage; the third is the output
+        # At most five vectors are in them and the skid buffer, which counted in registers keeps the way back short.
+        behind, open_ = Signal(range(6)), Signal(init=1)
+        chosen, subtracted, measured = Signal(), Signal(), Signal()     # that a vector is in the stage; then the output
         free_limited = ~output.valid | output.ready
-        free_subtracted = ~subtracted | between.input.ready
+        free_measured = ~measured | between.input.ready
+        free_subtracted = ~subtracted | free_measured
         free_chosen = ~chosen | free_subtracted
         need_other, need_choice, complete, leaves = Signal(), Signal(), Signal(), Signal()
         m.d.comb += [
@@ -190,7 +197,7 @@ class Lanes(wiring.Component):
             self.starved.eq((room & ~self.x.valid) | (rounded.output.valid & open_ & ~complete)),
             nest.load.eq(self.start),
             nest.step.eq(step),
-            between.input.valid.eq(subtracted), between.output.ready.eq(free_limited),
+            between.input.valid.eq(measured), between.output.ready.eq(free_limited),
         ]
         m.d.sync += [need_other.eq(settings.mask | settings.subtract | settings.label),
                      need_choice.eq(settings.unpool | settings.blocked.any())]
@@ -207,10 +214,11 @@ class Lanes(wiring.Component):
         here = Signal()              # this vector holds the label's channel
         m.d.comb += here.eq(settings.label & (nest.value_channel[lane_bits:] == self.label[lane_bits:]))
         with m.If(step & ~leaves):
-            m.d.sync += [behind.eq(behind + 1), open_.eq(behind != 3)]
+            m.d.sync += [behind.eq(behind + 1), open_.eq(behind != 4)]
         with m.Elif(leaves & ~step):
             m.d.sync += [behind.eq(behind - 1), open_.eq(1)]
         for free, full, before in ((free_chosen, chosen, step), (free_subtracted, subtracted, chosen),
+                                   (free_measured, measured, subtracted),
                                    (free_limited, output.valid, between.output.valid)):
             with m.If(free):
                 m.d.sync += full.eq(before)
@@ -222,23 +230,24 @@ class Lanes(wiring.Component):
                     | (settings.unpool & (source2.position != position))
                     | (settings.blocked & Cat(source2.clipped, source2.inactive)).any())
             minuend, subtrahend = Signal(signed(32), name=f"minuend_{i}"), Signal(signed(32), name=f"subtrahend_{i}")
-            labelled = Signal(name=f"labelled_{i}")
-            states = Signal(lane_state(), name=f"states_{i}")
+            labelled, zeroed = Signal(name=f"labelled_{i}"), Signal(name=f"zeroed_{i}")
+            difference = Signal(signed(34), name=f"difference_{i}")
+            states = [Signal(lane_state(), name=f"state{k}_{i}") for k in range(2)]
             with m.If(free_chosen):
                 m.d.sync += [
-                    minuend.eq(Mux(settings.subtract, other, Mux(zero, 0, y))),
+                    minuend.eq(Mux(settings.subtract, other, y)), zeroed.eq(~settings.subtract & zero),
                     subtrahend.eq(Mux(settings.subtract, y, 0)), labelled.eq(here & (self.label[:lane_bits] == i)),
-                    states.position.eq(head.pooled), states.inactive.eq(~head.positive),
-                    states.clipped.eq(head.clipped & (head.positive | ~settings.relu)),
+                    states[0].position.eq(head.pooled), states[0].inactive.eq(~head.positive),
+                    states[0].clipped.eq(head.clipped & (head.positive | ~settings.relu)),
                 ]
             with m.If(free_subtracted):
-                m.d.sync += [between.input.payload.difference[i].eq(minuend - Mux(labelled, target, subtrahend)),
-                             between.input.payload.state[i].eq(states)]
-            difference = between.output.payload.difference[i]
+                m.d.sync += [difference.eq(Mux(zeroed, 0, minuend) - Mux(labelled, target, subtrahend)),
+                             states[1].eq(states[0])]
+            element, last = between.input.payload.elements[i], between.output.payload.elements[i]
+            with m.If(free_measured):
+                m.d.sync += [element.value.eq(difference), element.above.eq(difference > bound),
+                             element.below.eq(difference < least), between.input.payload.state[i].eq(states[1])]
             with m.If(free_limited):
-                m.d.sync += [output.payload[i].eq(difference), self.state[i].eq(between.output.payload.state[i])]
-                with m.If(difference > bound):
-                    m.d.sync += output.payload[i].eq(bound)
-                with m.Elif(difference < least):
-                    m.d.sync += output.payload[i].eq(least)
+                m.d.sync += [output.payload[i].eq(Mux(last.above, bound, Mux(last.below, least, last.value))),
+                             self.state[i].eq(between.output.payload.state[i])]
         return m

@@ -24,7 +24,7 @@ class MaxPool(wiring.Component):
     ----------
     input : In stream of ``lanes`` x signed(32). output : Out stream of ``pooled(lanes)``.
 
-    Throughput: one input vector per cycle. Latency: one cycle from the last vector of a window to the result.
+    Throughput: one input vector per cycle. Latency: three cycles from the last vector of a window to the result.
     """
 
     def __init__(self, lanes: int):
@@ -37,19 +37,22 @@ class MaxPool(wiring.Component):
     def elaborate(self, platform):
         m = Module()
         position = Signal(range(WINDOW))
-        best = self.output.payload
-        vector, there, go = Signal.like(self.input.payload, reset_less=True), Signal(), Signal()
-        # The result register collects the next window too, so a window may begin only when it is free.
-        m.d.comb += [go.eq(~self.output.valid | self.output.ready), self.input.ready.eq(~there | go)]
+        vector, there = Signal.like(self.input.payload, reset_less=True), Signal()
+        best, complete, go = Signal.like(self.output.payload, reset_less=True), Signal(), Signal()
+        # A complete window moves to the output when that is empty, which it is long before the next one is complete:
+        # so nothing here looks at the output's ready but the output.
+        m.d.comb += [go.eq(~complete | ~self.output.valid), self.input.ready.eq(~there | go)]
         with m.If(self.input.ready):
             m.d.sync += [there.eq(self.input.valid), vector.eq(self.input.payload)]
-        with m.If(self.output.ready):
-            m.d.sync += self.output.valid.eq(0)
+        with m.If(go):
+            m.d.sync += complete.eq(there & (position == WINDOW - 1))
         with m.If(there & go):
-            m.d.sync += [position.eq(Mux(position == WINDOW - 1, 0, position + 1)),
-                         self.output.valid.eq(position == WINDOW - 1)]
+            m.d.sync += position.eq(Mux(position == WINDOW - 1, 0, position + 1))
             for i in range(self.lanes):
-                x = vector[i]
-                with m.If((position == 0) | (x > best.value[i])):
-                    m.d.sync += [best.value[i].eq(x), best.choice[i].eq(position)]
+                with m.If((position == 0) | (vector[i] > best.value[i])):
+                    m.d.sync += [best.value[i].eq(vector[i]), best.choice[i].eq(position)]
+        with m.If(~self.output.valid):
+            m.d.sync += [self.output.valid.eq(complete), self.output.payload.eq(best)]
+        with m.Elif(self.output.ready):
+            m.d.sync += self.output.valid.eq(0)
         return m

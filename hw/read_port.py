@@ -164,9 +164,7 @@ class ReadPort(wiring.Component):
         m.d.comb += [
             may_issue.eq(addresses.input.ready & room),
             issued.eq(arbiter.valid & may_issue), arbiter.serve.eq(may_issue),
-            addresses.input.valid.eq(issued), expected.input.valid.eq(issued),
-            expected.input.payload.client.eq(arbiter.choice),
-            expected.input.payload.address.eq(addresses.input.payload.address),
+            addresses.input.valid.eq(issued), expected.input.valid.eq(recent),
             arbiter.requests.eq(Cat(burst.valid for burst in bursts)),
         ]
         with m.Switch(arbiter.choice):
@@ -203,5 +201,7 @@ class ReadPort(wiring.Component):
         with m.If(line_end):
             m.d.sync += index.eq(Mux(self.axi.rlast, 0, index + 1))
         m.d.sync += [recent.eq(issued), extra.eq(addresses.input.payload.extra),
+                     expected.input.payload.client.eq(arbiter.choice),
+                     expected.input.payload.address.eq(addresses.input.payload.address),
                      outstanding.eq(outstanding + Mux(recent, extra + 1, 0) - line_end)]
         return m

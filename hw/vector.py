@@ -19,6 +19,7 @@ from .product import StreamRegister
 from .range_detector import RangeDetector, range_result
 from .round_shift import SHIFT_SHAPE
 from .scalar import ScalarUnit
+from .skid_buffer import SkidBuffer
 from .softmax import Softmax
 from .vector_reader import LEVELS, VectorReader
 from .vector_writer import VectorWriter
@@ -165,20 +166,22 @@ class VectorEngine(wiring.Component):
                     with m.If(active):
                         m.d.comb += [port.request.valid.eq(owner.request.valid),
                                      port.request.payload.eq(owner.request.payload),
-                                     owner.request.ready.eq(port.request.ready),
                                      owner.response.valid.eq(port.response.valid),
                                      port.response.ready.eq(owner.response.ready)]
                     m.d.comb += owner.response.payload.eq(port.response.payload)
+                # A reader asks for nothing while the scalar unit runs, so its ready needs no gate.
+                m.d.comb += [reader.client.request.ready.eq(port.request.ready),
+                             scalar.read.request.ready.eq(port.request.ready & reading_scalar)]
             else:
                 connect(m, flipped(port), reader.client)
         for port, writer in zip((self.target0, self.target1), writers, strict=True):
             if writer is writers[0]:
                 for owner, active in ((writer.client, ~writing_scalar), (scalar.write, writing_scalar)):
                     with m.If(active):
-                        m.d.comb += [port.line.valid.eq(owner.line.valid),
-                                     port.line.payload.eq(owner.line.payload),
-                                     owner.line.ready.eq(port.line.ready)]
+                        m.d.comb += [port.line.valid.eq(owner.line.valid), port.line.payload.eq(owner.line.payload)]
                     m.d.comb += owner.idle.eq(port.idle)
+                m.d.comb += [writer.client.line.ready.eq(port.line.ready),
+                             scalar.write.line.ready.eq(port.line.ready & writing_scalar)]
             else:
                 connect(m, flipped(port), writer.client)
 
@@ -229,7 +232,12 @@ class VectorEngine(wiring.Component):
             m.d.comb += [loss.exponent.eq(exponent), loss.classes.eq(command.classes)]
 
         # Sources to the lanes, the wide lanes or a loss.
-        x, other, choice = (reader.vector for reader in readers)
+        # Through buffers whose ready is a register: the way back from the lanes ends there.
+        buffers = [SkidBuffer(reader.vector.payload.shape()) for reader in readers]
+        for k, (reader, buffer) in enumerate(zip(readers, buffers, strict=True)):
+            m.submodules[f"vector{k}"] = buffer
+            connect(m, reader.vector, buffer.input)
+        x, other, choice = (buffer.output for buffer in buffers)
         label_lane, label = Signal(range(lanes_count)), Signal(8)
         # Results of pooling before the lanes; a register, so that the path through the pool is not a loop.
         m.submodules.window = window = StreamRegister(pooled(lanes_count))
@@ -349,8 +357,8 @@ class VectorEngine(wiring.Component):
         m.d.comb += [
             scalar.command.payload.eq(self.scalar.payload), self.scalar.ready.eq(scalar.command.ready),
             scalar.step.eq(self.step),
+            self.exponent_saturated.eq(scalar.exponent), self.zero_range.eq(scalar.zero_range),
         ]
-        m.d.sync += [self.exponent_saturated.eq(scalar.exponent), self.zero_range.eq(scalar.zero_range)]
         moving, blocked, starved = Signal(), Signal(), Signal()
         m.d.comb += [
             moving.eq((x.valid & x.ready) | (value.valid & value.ready)),

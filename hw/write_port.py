@@ -155,8 +155,7 @@ class WritePort(wiring.Component):
             sending.input.payload.client.eq(arbiter.choice),
             sending.input.payload.extra.eq(addresses.input.payload.extra),
             *(sending.input.payload.of[i].eq(arbiter.choice == i) for i in range(count)),
-            expected.input.payload.client.eq(arbiter.choice), expected.input.payload.burst.eq(addresses.input.payload),
-            addresses.input.valid.eq(issued), sending.input.valid.eq(issued), expected.input.valid.eq(issued),
+            addresses.input.valid.eq(issued), sending.input.valid.eq(issued), expected.input.valid.eq(recent),
         ]
         with m.Switch(arbiter.choice):
             for i, chosen in enumerate(bursts):
@@ -210,5 +209,7 @@ class WritePort(wiring.Component):
             errors.sources[count].report.client.eq(oldest.client),
         ]
         m.d.sync += [recent.eq(issued), extra.eq(addresses.input.payload.extra),
+                     expected.input.payload.client.eq(arbiter.choice),
+                     expected.input.payload.burst.eq(addresses.input.payload),
                      outstanding.eq(outstanding + Mux(recent, extra + 1, 0) - Mux(acknowledged, acknowledged_lines, 0))]
         return m

@@ -107,7 +107,7 @@ MUTATIONS = (
              (WORDS,)),
     Mutation("vectors reuse the first one's words", "hw/lanes.py", "random.product.eq(random_nest.value_product)",
              "random.product.eq(self.random_start)", (UPDATE,)),
-    Mutation("low half of the word", "hw/lanes.py", "random.words[i][16:]", "random.words[i][:16]", (UPDATE,)),
+    Mutation("low half of the word", "hw/lanes.py", "payload[i][16:]", "payload[i][:16]", (UPDATE,)),
     Mutation("the engine forgets the step", "hw/vector.py", "lanes.step.eq(self.step)", "lanes.step.eq(0)",
              (UPDATE,)),
     # The other shared units.
