@@ -4,7 +4,8 @@ A design is the core, one of its engines, or a unit: `DESIGNS` has them all, doc
 
 A job is one design on one device. Its Verilog goes through yosys; on ECP5 nextpnr then places and routes it once per
 seed, without pads, so that the clock rate is that of paths between registers. Every tool must leave its result file:
-one that stops early without a message is an error.
+one that stops early without a message is an error. Before that, `slow_paths.txt` beside the netlist tells in seconds
+which paths will be slow (`hw/slow_paths.py`).
 """
 
 from __future__ import annotations
@@ -49,6 +50,7 @@ from .registers import Registers
 from .round_shift import RoundShift
 from .scalar import ScalarUnit
 from .sequencer import Sequencer
+from .slow_paths import report, slow_paths
 from .softmax import Softmax
 from .store import Store
 from .top import Top
@@ -191,6 +193,14 @@ def _absorb(file: Path) -> int:
     return saved
 
 
+def _estimate(file: Path, text: Path, log) -> None:
+    """Write the slowest paths of a netlist."""
+    paths = slow_paths(json.loads(file.read_text()))
+    text.write_text(report(paths))
+    if paths:
+        log(f"slowest path about {paths[0].ns:.1f} ns: {text}")
+
+
 def grouped(cells: dict[str, int]) -> dict[str, int]:
     """Cells by kind; a kind that the device spells several ways is summed."""
     return {group: sum(count for name, count in cells.items() if re.fullmatch(pattern, name))
@@ -218,6 +228,7 @@ def run(design: str, config: CoreConfig, device: str, out: Path, *, seeds=(1, 2,
     cells = _cells(folder / "cells.json", "design")
     if device == "ecp5":
         cells["TRELLIS_FF"] = cells.get("TRELLIS_FF", 0) - _absorb(folder / "netlist.json")
+        _estimate(folder / "netlist.json", folder / "slow_paths.txt", lambda line: log(f"{name}: {line}"))
     result = {"design": design, "core": config.name, "rows": config.rows, "columns": config.columns,
               "device": device, "cells": cells, **grouped(cells), "yosys": _version(yosys), "script": script,
               "seconds": round(time.monotonic() - started)}

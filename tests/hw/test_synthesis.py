@@ -55,6 +55,7 @@ def test_every_design_generates_verilog(design, tmp_path, monkeypatch):
     monkeypatch.setattr(synthesis, "_version", lambda tool: f"{tool} 1.0")
     counts = "header " + json.dumps({"modules": {"\\design": {"num_cells_by_type": CELLS}}})
     monkeypatch.setattr(synthesis, "_absorb", lambda netlist: 0)
+    monkeypatch.setattr(synthesis, "_estimate", lambda *_: None)
     monkeypatch.setattr(synthesis, "_call", lambda command, log, result: result.write_text(counts))
     row = synthesis.run(design, PRESETS["tiny"], "ecp5", tmp_path, route=False, log=lambda _: None)
     text = next(tmp_path.glob("*/design.v")).read_text()
