@@ -19,7 +19,7 @@ from .product import ProductEngine, StreamRegister, reached
 from .range_detector import range_result
 from .read_port import ReadPort
 from .registers import Registers
-from .sequencer import DescriptorRegister, Sequencer, descriptor_word
+from .sequencer import FETCH_LINES, DescriptorRegister, Sequencer, descriptor_word
 from .vector import VectorEngine
 from .write_port import WritePort
 
@@ -37,7 +37,7 @@ class VectorActivity(enum.IntEnum):
 #: Read clients and the lines of their response FIFOs (0: the client always has room). A vector of int32 is a line, so
 #: source 0 must cover the memory's latency at one line a cycle; the others are int8 or int16. Weights come before
 #: the operands, because the first tile must be shifted in before the first vector can be fed.
-READERS = {"program": 16, "weights": 0, "load_a": 0, "load_b": 0, "source0": 192, "source1": 96, "source2": 48}
+READERS = {"program": FETCH_LINES, "weights": 0, "load_a": 0, "load_b": 0, "source0": 192, "source1": 96, "source2": 48}
 WRITERS = ("store", "target0", "target1")
 
 #: Counters in the order of COUNTER_SELECT. The product engine is in exactly one of its states each cycle, and so is

@@ -19,7 +19,9 @@ from .descriptor import (
 )
 from .interfaces import ADDRESS_BITS, ReadClient, line_address_bits
 
-__all__ = ["Sequencer", "DescriptorRegister", "descriptor_word"]
+__all__ = ["FETCH_LINES", "Sequencer", "DescriptorRegister", "descriptor_word"]
+
+FETCH_LINES = 16        # lines fetched ahead, for which the memory port has room
 
 WORD_INDEX = (DESCRIPTOR_WORDS - 1).bit_length()
 
@@ -117,9 +119,10 @@ class Sequencer(wiring.Component):
         # Fetch: sequential lines ahead of need; after a jump the lines still on their way are dropped.
         fetching, flushing = Signal(), Signal()
         next_line = Signal(line_address_bits(config))
-        on_the_way = Signal(16)
+        # No request may wait in the port for room: it would be answered after the end, and the end waits for it.
+        on_the_way = Signal(range(FETCH_LINES + 1))
         with m.If(~request.valid | request.ready):
-            inside = next_line < self.limit >> line_shift
+            inside = (next_line < self.limit >> line_shift) & (on_the_way <= FETCH_LINES - 3)
             m.d.sync += [request.valid.eq(inside), request.p.eq(next_line)]
             with m.If(inside):
                 m.d.sync += next_line.eq(next_line + 1)

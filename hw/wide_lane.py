@@ -40,7 +40,8 @@ def _highest(halves):
         return halves[0]
     middle = len(halves) // 2
     (low, low_index), (high, high_index) = _highest(halves[:middle]), _highest(halves[middle:])
-    return low | high, Cat(Mux(high, high_index, low_index), high)
+    below = Mux(high, high_index, low_index) if len(low_index) else ()      # no Verilog signal without bits
+    return low | high, Cat(below, high)
 
 
 class WideLane(wiring.Component):

@@ -172,7 +172,7 @@ def test_the_first_mismatch_names_its_descriptor_and_leaves_waves(tmp_path, caps
 def test_a_fault_in_the_hardware_is_found_and_replayed(tmp_path, capsys, monkeypatch):
     """The constant log2(e) of the loss units is wrong, so the error at the output is the first wrong tensor."""
     verilog = doorbells.generated_verilog(PRESETS["tiny"])
-    assert verilog.count("16'hb8aa") == 2          # niti's and dfp's
+    assert verilog.count("16'hb8aa") == 3          # niti's, and dfp's twice
     broken = verilog.replace("16'hb8aa", "16'hb0aa")
     monkeypatch.setattr(doorbells, "generated_verilog", lambda config: broken)
     out = tmp_path / "run"
