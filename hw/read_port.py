@@ -76,7 +76,8 @@ class ReadPort(wiring.Component):
 
         m.submodules.window = window = Window(self.config, count)
         m.submodules.errors = errors = ErrorLatch(count + 1)
-        m.submodules.arbiter = arbiter = RoundRobin(count)
+        arbiter = RoundRobin(count)
+        m.submodules.arbiter = ResetInserter(self.quiet)(arbiter)     # no doorbell depends on the one before
         m.submodules.addresses = addresses = Fifo(burst_layout(self.config), 4)
         # Bursts whose data is to come: client, and the line address for error reports.
         expected_shape = data.StructLayout({"address": address_bits, "client": CLIENT_BITS})

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from amaranth.hdl import Array, Cat, Const, Module, Mux, Signal
+from amaranth.hdl import Array, Cat, Const, Module, Mux, ResetInserter, Signal
 from amaranth.lib import data, wiring
 from amaranth.lib.wiring import In, Out
 
@@ -76,7 +76,8 @@ class WritePort(wiring.Component):
         body = data.StructLayout({"data": config.line_bits, "strobe": config.line_bytes})
         m.submodules.window = window = Window(config, count)
         m.submodules.errors = errors = ErrorLatch(count + 1)
-        m.submodules.arbiter = arbiter = RoundRobin(count)
+        arbiter = RoundRobin(count)
+        m.submodules.arbiter = ResetInserter(self.quiet)(arbiter)     # no doorbell depends on the one before
         m.submodules.addresses = addresses = Fifo(burst, 4)
         m.submodules.sending = sending = Fifo(turn, 16)                 # bursts whose data is to go out
         m.submodules.expected = expected = Fifo(order, OUTSTANDING_LINES)   # bursts to be acknowledged

@@ -61,11 +61,12 @@ from .shared import MemorySettings
 __all__ = ["Estimate", "estimate", "estimate_passes", "estimate_network"]
 
 # Fixed parts of the pipelines, in cycles.
-ADDRESS = 2              # from a burst's turn to its address at memory (queue of hw.read_port, hw.write_port)
+ADDRESS = 3              # from a burst's turn to its address at memory (queue of hw.read_port, hw.write_port)
 ADDRESS_QUEUE = 4        # addresses waiting behind the one that memory is shown
-RESPONSE_QUEUE = 2       # through a response FIFO
+RESPONSE_QUEUE = 3       # through a response FIFO
 ACCUMULATOR = 4          # from a result on the last column to the store
 ROUND = RoundShift.latency
+BEHIND = 8               # from the rounder to a writer: queue, stages, a register; vectors wait in them
 DRAW = RandomWords.key_latency + RandomWords.latency     # until the random words of the first vector are there
 RANGE = 3                # from the last result to the scalar register, and a cycle a level of the compare tree
 NOTES = 256              # iterations by which a vector reader requests ahead (hw.vector_reader)
@@ -688,7 +689,7 @@ class Estimate:
                         popped = max(burst.arrival(place) + 1, taken)
                         freed.append(popped + 1)
                         gate.open()
-                        time, left = max(time, popped + 1), line_bytes
+                        time, left = max(time + 1, popped + 1), line_bytes
                     count = min(left, (target if skip else min(target, stop)) - position)
                     left -= count
                     taken = time + count - 1
@@ -992,7 +993,7 @@ class Estimate:
     def _scalar(self, scalar, port):
         """Process: a SCALAR descriptor that the engine sees now; returns in its last cycle."""
         clock, config = self.clock, self.config
-        time = clock.now + 2
+        time = clock.now + 4
         if scalar["enable_load"]:
             collector = self.collectors["source0"]
             yield from collector.add(0, time, time)
@@ -1017,7 +1018,7 @@ class Estimate:
         total = math.prod(counts)
         loss, pool, enabled = vector["function"] == Function.NITI_LOSS, vector["pool"], vector["enable"]
         labels = loss or vector["function"] == Function.SQUARED_ERROR
-        start = clock.now + 2                        # first request
+        start = clock.now + 5                        # first request
         taken = Gate(clock)
         sources: list[Source | None] = []
         for k in range(3):
@@ -1132,7 +1133,7 @@ class Estimate:
             else:
                 time = yield from self._take_vector(main, index, entered)
                 entered = max(time + 1, entered + 1, steps[0])
-            ready = max(entered + ROUND, step + 1, self._written)
+            ready = max(entered + ROUND, step + 1, self._written - BEHIND)
             for source in others:
                 if index % label_every:
                     continue
@@ -1141,7 +1142,7 @@ class Estimate:
             steps.append(step)
             if taken.waiting:
                 taken.open()
-            yield (step + 1,)
+            yield (step + 1 + BEHIND,)
 
     def _loss(self, vector, sources, taken, samples: int, vectors: int):
         """Process like ``_lanes``: see hw.loss for its states."""
