@@ -19,6 +19,8 @@ class Fifo(wiring.Component):
     depth 1 every other cycle); latency two cycles, three for more than 16 items: those need block RAM, whose output is
     too late in a cycle for anything but a register, so there are two registers behind each other.
 
+    With ``fall_through`` an item that finds the memory empty goes to the output register at once: latency one cycle.
+
     No address is read in the cycle in which it is written. ``no_rw_check`` tells synthesis so: otherwise it adds a
     bypass of registers and multiplexers to every block RAM (amaranth.lib.fifo's queues have no such attribute).
 
@@ -29,10 +31,12 @@ class Fifo(wiring.Component):
     clear : In(1)  drops everything held, and an item put in the same cycle.
     """
 
-    def __init__(self, shape, depth: int):
+    def __init__(self, shape, depth: int, *, fall_through: bool = False):
         if depth < 1:
             raise ValueError(f"a queue needs a depth of at least 1, not {depth}")
-        self.depth = depth
+        if fall_through and depth > SHALLOW:
+            raise ValueError(f"only a queue of at most {SHALLOW} items can let them fall through, not one of {depth}")
+        self.depth, self.fall_through = depth, fall_through
         super().__init__({"input": In(stream.Signature(shape)), "output": Out(stream.Signature(shape)),
                           "level": Out(range(depth + 3)), "clear": In(1)})
 
@@ -45,9 +49,10 @@ class Fifo(wiring.Component):
                                               attrs=attributes)
         write = memory.write_port()
         stored, room, some = Signal(range(self.depth + 1)), Signal(init=1), Signal()
-        put, get, free = Signal(), Signal(), Signal()
+        put, get, free, falls = Signal(), Signal(), Signal(), Signal()
         m.d.comb += [
-            self.input.ready.eq(room), put.eq(self.input.valid & room), free.eq(~output.valid | output.ready),
+            self.input.ready.eq(room), put.eq(self.input.valid & room & ~falls),
+            free.eq(~output.valid | output.ready),
             write.en.eq(put), write.data.eq(self.input.payload),
         ]
         if self.depth <= SHALLOW:
@@ -55,6 +60,10 @@ class Fifo(wiring.Component):
             m.d.comb += [get.eq(some & free), self.level.eq(stored + output.valid)]
             with m.If(free):
                 m.d.sync += [payload.eq(read.data), output.valid.eq(some)]
+            if self.fall_through:
+                m.d.comb += falls.eq(self.input.valid & room & ~some & free)
+                with m.If(falls):
+                    m.d.sync += [payload.eq(self.input.payload), output.valid.eq(1)]
         else:
             read, fetched = memory.read_port(), Signal()
             m.d.comb += [get.eq(some & (~fetched | free)), read.en.eq(get),

@@ -49,7 +49,7 @@ class ReadPort(wiring.Component):
     After an error or a soft reset the port halts: it accepts no request, drops all queued requests and responses, and
     takes what memory still sends. It resumes when memory owes nothing, ``reset`` is low and the error is cleared.
 
-    Latency: five cycles from a request that ends a burst to ARVALID, one from the last beat of a line to a
+    Latency: four cycles from a request that ends a burst to ARVALID, one from the last beat of a line to a
     response without FIFO, three with FIFO.
     """
 
@@ -78,7 +78,7 @@ class ReadPort(wiring.Component):
         m.submodules.errors = errors = ErrorLatch(count + 1)
         arbiter = RoundRobin(count)
         m.submodules.arbiter = ResetInserter(self.quiet)(arbiter)     # no doorbell depends on the one before
-        m.submodules.addresses = addresses = Fifo(burst_layout(self.config), 4)
+        m.submodules.addresses = addresses = Fifo(burst_layout(self.config), 4, fall_through=True)
         # Bursts whose data is to come: client, and the line address for error reports.
         expected_shape = data.StructLayout({"address": address_bits, "client": CLIENT_BITS})
         m.submodules.expected = expected = Fifo(expected_shape, OUTSTANDING_LINES)

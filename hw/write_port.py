@@ -20,7 +20,7 @@ __all__ = ["BUFFER_LINES", "WRITE_PATIENCE", "WritePort"]
 
 BUFFER_LINES = 32          # data held per client: one burst being sent, one being collected
 OUTSTANDING_LINES = 256    # lines between choosing their burst and memory's acknowledgement
-WRITE_PATIENCE = 6         # cycles a burst waits for a line that may extend it; requantized lines come every fourth
+WRITE_PATIENCE = 4         # cycles a burst waits for a line that may extend it; requantized lines come every fourth
 
 
 class WritePort(wiring.Component):
@@ -50,7 +50,7 @@ class WritePort(wiring.Component):
     After an error or a soft reset the port takes no further line, but lines taken before are written: whole bursts
     are promised to memory. It resumes when all are acknowledged, ``reset`` is low and the error is cleared.
 
-    Latency: six cycles from a line that ends a burst to AWVALID and WVALID.
+    Latency: five cycles from a line that ends a burst to AWVALID and WVALID.
     """
 
     def __init__(self, config: CoreConfig, clients: int):
@@ -78,8 +78,8 @@ class WritePort(wiring.Component):
         m.submodules.errors = errors = ErrorLatch(count + 1)
         arbiter = RoundRobin(count)
         m.submodules.arbiter = ResetInserter(self.quiet)(arbiter)     # no doorbell depends on the one before
-        m.submodules.addresses = addresses = Fifo(burst, 4)
-        m.submodules.sending = sending = Fifo(turn, 16)                 # bursts whose data is to go out
+        m.submodules.addresses = addresses = Fifo(burst, 4, fall_through=True)
+        m.submodules.sending = sending = Fifo(turn, 16, fall_through=True)      # bursts whose data is to go out
         m.submodules.expected = expected = Fifo(order, OUTSTANDING_LINES)   # bursts to be acknowledged
 
         halted, calm, outstanding = Signal(), Signal(), Signal(range(OUTSTANDING_LINES + 1))

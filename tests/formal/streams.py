@@ -46,6 +46,11 @@ def _unit(module, name, *arguments, core="tiny"):
     return make
 
 
+def _falling():
+    from hw.fifo import Fifo
+    return Fifo(2, 2, fall_through=True)
+
+
 _HANDOVER = ("with m.If(~busy):", "with m.If(left == 0):")
 
 PROOFS = [
@@ -53,6 +58,8 @@ PROOFS = [
         Fault("hw/fifo.py", "free.eq(~output.valid | output.ready)", "free.eq(1)"),)),
     Proof("fifo/deep_order", lambda: Order(_unit("hw.fifo", "Fifo", 2, 17)), 8, (
         Fault("hw/fifo.py", "get.eq(some & (~fetched | free))", "get.eq(some)"),)),
+    Proof("fifo/fall_through", lambda: Order(_falling), 7, (
+        Fault("hw/fifo.py", "room & ~some & free)", "room & free)"),)),
     Proof("skid_buffer/order", lambda: Order(_unit("hw.skid_buffer", "SkidBuffer", 2)), 7, (
         Fault("hw/skid_buffer.py", "with m.If(~held):", "with m.If(1):"),)),
     Proof("skid_buffer/stream", lambda: StreamProof(_unit("hw.skid_buffer", "SkidBuffer", 4)), 3, (

@@ -38,10 +38,12 @@ def test_round_robin_passes_the_turn_to_the_next_other_requester(count):
     simulate(dut, bench)
 
 
-@pytest.mark.parametrize("depth", [1, 2, 3, 16, 17, 40])     # more than 16: with an output register
+@pytest.mark.parametrize("depth, fall_through", [*((depth, False) for depth in (1, 2, 3, 16, 17, 40)),
+                                                 *((depth, True) for depth in (1, 2, 4, 16))])
 @pytest.mark.parametrize("pattern", STALLS)
-def test_fifo_keeps_order(depth, pattern):
-    dut = Fifo(8, depth)
+def test_fifo_keeps_order(depth, fall_through, pattern):
+    """More than 16 items: with a second output register."""
+    dut = Fifo(8, depth, fall_through=fall_through)
     source, sink = stalls(pattern)
     sent = [k & 0xFF for k in range(300)]
 
@@ -95,6 +97,21 @@ def test_skid_buffer_passes_in_the_same_cycle_and_keeps_one():
         assert ctx.get(dut.input.ready)
 
     simulate(dut, bench)
+
+
+def test_an_item_falls_through_an_empty_queue():
+    dut = Fifo(8, 4, fall_through=True)
+
+    async def bench(ctx):
+        ctx.set(dut.input.payload, 7)
+        ctx.set(dut.input.valid, 1)
+        await ctx.tick()
+        ctx.set(dut.input.valid, 0)
+        assert ctx.get(dut.output.valid) and ctx.get(dut.output.payload) == 7 and ctx.get(dut.level) == 1
+
+    simulate(dut, bench)
+    with pytest.raises(ValueError, match="at most 16 items"):
+        Fifo(8, 17, fall_through=True)
 
 
 @pytest.mark.parametrize("depth", [4, 20])
