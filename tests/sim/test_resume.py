@@ -41,12 +41,13 @@ def resume(out, *more):
 
 
 def results(out):
-    """All that must not depend on interruptions: everything but the cycles since the process's start, the idle cycles of
-    an engine between doorbells, and a cycle of waiting: after a reset the array needs no change of mode for its first
-    block."""
+    """All that must not depend on interruptions: everything but the cycles since the process's start, the idle cycles
+    of an engine between doorbells, and a cycle of waiting: after a reset the array needs no change of mode for its
+    first block."""
     found = [(out / "digests.jsonl").read_text()]
     found += [{**json.loads(line), "cycle": 0} for line in (out / "steps.jsonl").read_text().splitlines()]
-    found += [{**row, "detail": {**row["detail"], "idle": 0, "dependency": 0}} for row in json.loads((out / "cycles.json").read_text())]
+    found += [{**row, "detail": {**row["detail"], "idle": 0, "dependency": 0}}
+              for row in json.loads((out / "cycles.json").read_text())]
     summary = json.loads((out / "summary.json").read_text())
     names = ("steps", "bit_exact", "tensors_compared", "not_compared", "test_accuracy", "float_accuracy", "cycles",
              "doorbells", "mac_utilization", "test_images")
