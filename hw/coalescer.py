@@ -61,7 +61,7 @@ class Coalescer(wiring.Component):
             self.line.ready.eq(~held | room),
             full.eq((current.extra == BURST_LINES - 1) | self.page_end),
             miss.eq(self.line.valid & ~line.follows),
-            close.eq(held & room & (full | miss | (age == self.patience))),
+            close.eq(held & room & (full | miss | ((age == self.patience) & ~self.line.valid))),
             self.empty.eq(~held & ~self.burst.valid),
         ]
         with m.If(self.burst.ready):

@@ -20,7 +20,7 @@ __all__ = ["BUFFER_LINES", "WRITE_PATIENCE", "WritePort"]
 
 BUFFER_LINES = 32          # data held per client: one burst being sent, one being collected
 OUTSTANDING_LINES = 256    # lines between choosing their burst and memory's acknowledgement
-WRITE_PATIENCE = 4         # cycles a burst waits for a line that may extend it; requantized lines come every fourth
+WRITE_PATIENCE = 3         # cycles a burst waits for a line that may extend it; requantized lines come every fourth
 
 
 class WritePort(wiring.Component):
