@@ -121,7 +121,7 @@ def test_the_estimate_agrees_on_every_layer_and_pass_of_a_training_step(tmp_path
         result = measure_steps(PRESETS[core], network, dataset_of(data), 1, out=tmp_path / str(rate),
                                settings=memory(rate))
         timeline = estimate(PRESETS[core], result["compiled"].program, memory(rate))
-        assert timeline.total == pytest.approx(result["cycles"], rel=0.004)
+        assert timeline.total == pytest.approx(result["cycles"], rel=0.01)
         passes_run = {(row["layer"], row["pass"]) for row in result["rows"]}
         assert passes_run == {key for key, cycles in timeline.cycles.items() if cycles}
         for row in result["rows"]:
