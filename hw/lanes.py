@@ -53,6 +53,16 @@ def lane_settings() -> data.StructLayout:
                               "label_log2": 5})
 
 
+def _room(m, name: str, limit: int, enters, leaves):
+    """A register: fewer than ``limit`` items have entered that have not left."""
+    inside, room = Signal(range(limit + 1), name=f"{name}_inside"), Signal(init=1, name=f"{name}_room")
+    with m.If(enters & ~leaves):
+        m.d.sync += [inside.eq(inside + 1), room.eq(inside != limit - 1)]
+    with m.Elif(leaves & ~enters):
+        m.d.sync += [inside.eq(inside - 1), room.eq(1)]
+    return room
+
+
 class Lanes(wiring.Component):
     """Shift, round, saturate; then ReLU, mask and unpool, or a subtraction; then a limit.
 
@@ -119,12 +129,13 @@ class Lanes(wiring.Component):
             m.d.comb += nest.count[k].eq(self.count[k])
         m.d.comb += nest.stride_channel[4].eq(lanes_count)
 
-        # Random words run ahead of the vectors into a queue; `words_coming` counts those in it and on the way.
+        # Random words run ahead of the vectors into a queue with room for all that are on the way.
         m.submodules.random = random = RandomWords(lanes_count)
         m.submodules.random_nest = random_nest = LoopNest(5, {"product": 32})
         drawing, drawn = Signal(), Signal()        # words remain to be asked for; this vector's words are there
         m.submodules.drawn = queue = Fifo(random.words.shape(), SHALLOW)
-        words_coming, words_room, taken = Signal(range(SHALLOW + 1)), Signal(init=1), Signal()
+        taken = Signal()
+        words_room = _room(m, "words", SHALLOW, random.i_valid, taken)
         m.d.comb += [
             random.seed.eq(self.seed), random.step.eq(self.step), random.stream.eq(self.stream),
             random.load.eq(self.start & settings.draw),
@@ -136,10 +147,6 @@ class Lanes(wiring.Component):
             random_nest.load.eq(self.start), random_nest.start_product.eq(self.random_start),
             random_nest.step.eq(random.i_valid), drawn.eq(~settings.draw | queue.output.valid),
         ]
-        with m.If(random.i_valid & ~taken):
-            m.d.sync += [words_coming.eq(words_coming + 1), words_room.eq(words_coming != SHALLOW - 1)]
-        with m.Elif(taken & ~random.i_valid):
-            m.d.sync += [words_coming.eq(words_coming - 1), words_room.eq(1)]
         for k in range(5):
             m.d.comb += [random_nest.count[k].eq(self.count[k]),
                          random_nest.stride_product[k].eq(self.random_stride[k])]
@@ -157,12 +164,13 @@ class Lanes(wiring.Component):
             m.d.sync += [after.eq(before) for after, before in zip(later, pooled, strict=True)]
             pooled = later
 
-        # The rounder runs freely into a queue; `under_way` counts the vectors in both.
+        # The rounder runs freely into a queue with room for all vectors that are in it.
         element = data.StructLayout({"y": signed(32), "clipped": 1, "positive": 1, "pooled": 2})
         m.submodules.rounded = rounded = Fifo(data.ArrayLayout(element, lanes_count), SHALLOW)
-        under_way, room, enter, step = Signal(range(SHALLOW + 1)), Signal(init=1), Signal(), Signal()
+        enter, step, leaves = Signal(), Signal(), Signal()
+        rounder_room = _room(m, "rounder", SHALLOW, enter, step)
         m.d.comb += [
-            self.x.ready.eq(room & drawn), enter.eq(self.x.valid & self.x.ready),
+            self.x.ready.eq(rounder_room & drawn), enter.eq(self.x.valid & self.x.ready),
             rounder.i_valid.eq(enter), rounder.x.eq(self.x.payload), rounder.shift.eq(settings.shift),
             rounder.rounding.eq(settings.rounding), rounder.target.eq(settings.width),
             rounded.input.valid.eq(rounder.o_valid), rounded.output.ready.eq(step),
@@ -171,30 +179,26 @@ class Lanes(wiring.Component):
             into = rounded.input.payload[i]
             m.d.comb += [into.y.eq(rounder.o[i]), into.clipped.eq(rounder.clipped[i]),
                          into.positive.eq(rounder.positive[i]), into.pooled.eq(pooled[i])]
-        with m.If(enter & ~step):
-            m.d.sync += [under_way.eq(under_way + 1), room.eq(under_way != SHALLOW - 1)]
-        with m.Elif(step & ~enter):
-            m.d.sync += [under_way.eq(under_way - 1), room.eq(1)]
 
         # Four stages behind the queue: choice of the operands, their difference, its comparison, the limit.
         compared = data.StructLayout({"value": signed(32), "above": 1, "below": 1})
         result = data.StructLayout({"elements": data.ArrayLayout(compared, lanes_count),
                                     "state": data.ArrayLayout(lane_state(), lanes_count)})
         m.submodules.between = between = SkidBuffer(result)
-        # At most five vectors are in them and the skid buffer, which counted in registers keeps the way back short.
-        behind, open_ = Signal(range(6)), Signal(init=1)
+        # They and the skid buffer hold five vectors; counted in a register, that keeps the way back short.
+        stages_room = _room(m, "stages", 5, step, leaves)
         chosen, subtracted, measured = Signal(), Signal(), Signal()     # that a vector is in the stage; then the output
         free_limited = ~output.valid | output.ready
         free_measured = ~measured | between.input.ready
         free_subtracted = ~subtracted | free_measured
         free_chosen = ~chosen | free_subtracted
-        need_other, need_choice, complete, leaves = Signal(), Signal(), Signal(), Signal()
+        need_other, need_choice, complete = Signal(), Signal(), Signal()
         m.d.comb += [
             complete.eq((self.other.valid | ~need_other) & (self.choice.valid | ~need_choice)),
-            step.eq(rounded.output.valid & complete & open_), leaves.eq(output.valid & output.ready),
+            step.eq(rounded.output.valid & complete & stages_room), leaves.eq(output.valid & output.ready),
             self.other.ready.eq(step & need_other & (~settings.label | nest.at_last[4])),
             self.choice.ready.eq(step & need_choice),
-            self.starved.eq((room & ~self.x.valid) | (rounded.output.valid & open_ & ~complete)),
+            self.starved.eq((rounder_room & ~self.x.valid) | (rounded.output.valid & stages_room & ~complete)),
             nest.load.eq(self.start),
             nest.step.eq(step),
             between.input.valid.eq(measured), between.output.ready.eq(free_limited),
@@ -213,10 +217,6 @@ class Lanes(wiring.Component):
         m.d.sync += target.eq(1 << settings.label_log2)
         here = Signal()              # this vector holds the label's channel
         m.d.comb += here.eq(settings.label & (nest.value_channel[lane_bits:] == self.label[lane_bits:]))
-        with m.If(step & ~leaves):
-            m.d.sync += [behind.eq(behind + 1), open_.eq(behind != 4)]
-        with m.Elif(leaves & ~step):
-            m.d.sync += [behind.eq(behind - 1), open_.eq(1)]
         for free, full, before in ((free_chosen, chosen, step), (free_subtracted, subtracted, chosen),
                                    (free_measured, measured, subtracted),
                                    (free_limited, output.valid, between.output.valid)):

@@ -34,13 +34,12 @@ class RandomWords(wiring.Component):
     seed, step, stream : In(32), held from ``load`` until ``ready``.
     load : In(1)  compute the key of (seed, step, stream). Words entered before still get the old key.
     ready : Out(1)  the key is there; vectors may enter. It falls in the cycle after ``load`` and rises
-        ``key_latency`` enabled cycles after it.
-    enable : In(1), initially 1. With 0 the pipeline holds.
+        ``key_latency`` cycles after it.
     i_valid, o_valid : a vector enters, a vector leaves.
     product : In(32), see above.
     words : Out(ArrayLayout(32, lanes)).
 
-    Latency: 7 enabled cycles. The key takes three passes through lane 0's pipeline.
+    Latency: 7 cycles. The key takes three passes through lane 0's pipeline.
     """
 
     latency = 1 + len(MIX32)
@@ -56,7 +55,7 @@ class RandomWords(wiring.Component):
                       for j in range(lanes)]
         super().__init__({
             "seed": In(32), "step": In(32), "stream": In(32), "load": In(1), "ready": Out(1),
-            "enable": In(1, init=1), "i_valid": In(1), "product": In(32),
+            "i_valid": In(1), "product": In(32),
             "o_valid": Out(1), "words": Out(data.ArrayLayout(32, lanes)),
         })
 
@@ -73,23 +72,20 @@ class RandomWords(wiring.Component):
             operand.eq(Mux(start, self.step, self.words[0] ^ Mux(passes == 0, self.seed, self.stream))),
             self.o_valid.eq(valid[-1]),
         ]
-        with m.If(self.enable):
-            m.d.sync += start.eq(0)
-            for chain, value in ((valid, self.i_valid), (keying, inject)):
-                m.d.sync += [register.eq(source)
-                             for register, source in zip(chain, [value, *chain[:-1]], strict=True)]
-            with m.If(returned):
-                m.d.sync += passes.eq(passes + 1)
-                with m.If(passes == 2):
-                    m.d.sync += [self.key.eq(self.words[0]), self.ready.eq(1)]
+        m.d.sync += start.eq(0)
+        for chain, value in ((valid, self.i_valid), (keying, inject)):
+            m.d.sync += [register.eq(source) for register, source in zip(chain, [value, *chain[:-1]], strict=True)]
+        with m.If(returned):
+            m.d.sync += passes.eq(passes + 1)
+            with m.If(passes == 2):
+                m.d.sync += [self.key.eq(self.words[0]), self.ready.eq(1)]
         with m.If(self.load):
             m.d.sync += [start.eq(1), passes.eq(0), self.ready.eq(0), *[tag.eq(0) for tag in keying]]
 
         for j, stages in enumerate(self.mixed):
             first = (self.product + (j * INDEX_MULTIPLIER & MASK))[:32] ^ self.key
-            with m.If(self.enable):
-                m.d.sync += stages[0].eq(Mux(inject, operand, first) if j == 0 else first)
-                m.d.sync += [following.eq(mix_statement(a, statement))
-                             for a, following, statement in zip(stages, stages[1:], MIX32, strict=False)]
+            m.d.sync += stages[0].eq(Mux(inject, operand, first) if j == 0 else first)
+            m.d.sync += [following.eq(mix_statement(a, statement))
+                         for a, following, statement in zip(stages, stages[1:], MIX32, strict=False)]
             m.d.comb += self.words[j].eq(stages[-1])
         return m

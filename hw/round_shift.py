@@ -30,8 +30,7 @@ class RoundShift(wiring.Component):
 
     Attributes
     ----------
-    enable : In(1), initially 1. With 0 the whole pipeline holds.
-    i_valid, o_valid : a vector enters, a vector leaves; no back-pressure other than ``enable``.
+    i_valid, o_valid : a vector enters, a vector leaves; there is no back-pressure.
     x : In(ArrayLayout(signed(width), lanes)).
     shift : In(signed(7)), -64..63, shared by the lanes. Below 0: exact left shift by -shift, whatever the rule.
     rounding : In(4), ``Rounding.code``; a code outside ``roundings`` truncates. Ignored if there is only one rule.
@@ -43,7 +42,7 @@ class RoundShift(wiring.Component):
     clipped, positive : Out(lanes), with ``flags``, beside ``o``: abs(x) exceeds limit * 2**shift (equality does not);
         x is above 0.
 
-    All inputs belong to the vector presented with them. Latency: 6 enabled cycles (``RoundShift.latency``).
+    All inputs belong to the vector presented with them. Latency: 6 cycles (``RoundShift.latency``).
 
     How it works. Every rule is sign-magnitude: with A = abs(x), the magnitude of the result is (A >> shift) + up.
     Rotating A right by ``shift`` modulo N (N = 32 or 64 bits) leaves the quotient in the low bits and the discarded
@@ -83,7 +82,6 @@ class RoundShift(wiring.Component):
         self.flags = flags
         self.needs_draw = any(rule.needs_draw for rule in self.roundings)
         members = {
-            "enable": In(1, init=1),
             "i_valid": In(1),
             "x": In(data.ArrayLayout(signed(width), lanes)),
             "shift": In(SHIFT_SHAPE),
@@ -106,10 +104,9 @@ class RoundShift(wiring.Component):
         has_psr, has_magnitude = has[Rounding.PSEUDO_STOCHASTIC], has[Rounding.STOCHASTIC_MAGNITUDE]
 
         def stage(name, value, **options):
-            """`value` one enabled cycle later. Only what says that a vector is there is reset."""
+            """`value` one cycle later. Only what says that a vector is there is reset."""
             register = Signal(value.shape(), name=name, reset_less=name[:5] != "valid", **options)
-            with m.If(self.enable):
-                m.d.sync += register.eq(value)
+            m.d.sync += register.eq(value)
             return register
 
         def later(name, value, first, last):

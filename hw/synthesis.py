@@ -184,21 +184,18 @@ def _cells(statistics_file: Path, top: str) -> dict[str, int]:
     return dict(sorted(cells.items()))
 
 
-def _absorb(file: Path) -> int:
-    """Use the multipliers' registers in a netlist; returns the flip-flops saved."""
+def _finish(folder: Path, log) -> int:
+    """Use the multipliers' registers in the netlist and write its slowest paths; returns the flip-flops saved."""
+    file, text = folder / "netlist.json", folder / "slow_paths.txt"
     netlist = json.loads(file.read_text())
     saved = absorb_registers(netlist)
     if saved:
         file.write_text(json.dumps(netlist))
-    return saved
-
-
-def _estimate(file: Path, text: Path, log) -> None:
-    """Write the slowest paths of a netlist."""
-    paths = slow_paths(json.loads(file.read_text()))
+    paths = slow_paths(netlist)
     text.write_text(report(paths))
     if paths:
         log(f"slowest path about {paths[0].ns:.1f} ns: {text}")
+    return saved
 
 
 def grouped(cells: dict[str, int]) -> dict[str, int]:
@@ -227,8 +224,7 @@ def run(design: str, config: CoreConfig, device: str, out: Path, *, seeds=(1, 2,
     _call([yosys, "-q", "-p", script], folder / "yosys.log", folder / "cells.json")
     cells = _cells(folder / "cells.json", "design")
     if device == "ecp5":
-        cells["TRELLIS_FF"] = cells.get("TRELLIS_FF", 0) - _absorb(folder / "netlist.json")
-        _estimate(folder / "netlist.json", folder / "slow_paths.txt", lambda line: log(f"{name}: {line}"))
+        cells["TRELLIS_FF"] = cells.get("TRELLIS_FF", 0) - _finish(folder, lambda line: log(f"{name}: {line}"))
     result = {"design": design, "core": config.name, "rows": config.rows, "columns": config.columns,
               "device": device, "cells": cells, **grouped(cells), "yosys": _version(yosys), "script": script,
               "seconds": round(time.monotonic() - started)}

@@ -239,19 +239,18 @@ def _elements(value, dimensions):
             for index, part in _elements(item, dimensions[1:])]
 
 
-def delayed(m: Module, value, cycles: int, *, enable=1, init: int = 0):
-    """`value` some enabled cycles ago (`init` before that)."""
+def delayed(m: Module, value, cycles: int, *, init: int = 0):
+    """`value` some cycles ago (`init` before that)."""
     for _ in range(cycles):
         register = Signal(value.shape(), init=init)
-        with m.If(enable):
-            m.d.sync += register.eq(value)
+        m.d.sync += register.eq(value)
         value = register
     return value
 
 
-def after(m: Module, cycles: int, *, enable=1) -> Signal:
-    """1 from the time when that many enabled cycles have passed."""
-    return delayed(m, Signal(init=1, name="always"), cycles, enable=enable)
+def after(m: Module, cycles: int) -> Signal:
+    """1 from the time when that many cycles have passed."""
+    return delayed(m, Signal(init=1, name="always"), cycles)
 
 
 def _raw(payload):

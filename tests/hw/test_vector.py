@@ -630,7 +630,7 @@ def test_one_vector_per_cycle(kind):
         assert cycles <= 256 + waiting + 30
         # All cycles are accounted for: the vectors move while busy, and only latency is waited for.
         assert b.events["busy"] >= 256
-        assert b.events["stalled_in"] <= latency + 16
+        assert b.events["stalled_in"] <= latency + 18      # and the way through the readers and the pool
         assert b.events["stalled_out"] <= latency + 5
 
     b.run(bench)
