@@ -47,8 +47,9 @@ METHOD_OPTIONS = ("weight_bits", "rounding", "widths", "master_limit", "rates")
 def add_run_arguments(parser: argparse.ArgumentParser) -> None:
     """The flags that `python -m golden|gpu train` have beyond the shared ones."""
     parser.add_argument("--resume", type=Path, metavar="DIR", help="continue the run in DIR with identical digests")
-    parser.add_argument("--augment", action="store_true",
-                        help="shift training images by up to 4 pixels and mirror them (digits not)")
+    parser.add_argument("--augment", nargs="?", type=int, const=True, metavar="EPOCHS",
+                        help="shift training images by up to 4 pixels and mirror them (digits not); "
+                             "with a number only for the first EPOCHS epochs")
     parser.add_argument("--weight-bits", type=int, help="niti: 8, or 16 for wide masters (default 8)")
     parser.add_argument("--rounding", help="dfp: stochastic or nearest activations and weights")
     parser.add_argument("--widths", help="wage: bits of W, A, G, E as hexadecimal digits (default 2888)")
@@ -58,9 +59,9 @@ def add_run_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def chosen_network(arguments: argparse.Namespace, build=build, load_checkpoint=load_checkpoint):
-    """(network, whether its run augments) of the command line: a new one, or the one in the folder to resume."""
+    """(network, its run's augmentation) of the command line: a new one, or the one in the folder to resume."""
     if arguments.resume:
-        for name in ("method", "model", "data", "batch", "seed", "out", *METHOD_OPTIONS):
+        for name in ("method", "model", "data", "batch", "seed", "out", "augment", *METHOD_OPTIONS):
             if getattr(arguments, name) is not None:
                 raise InputError(
                     f"--{name.replace('_', '-')} is fixed by the run that --resume continues: leave it out"
@@ -72,10 +73,12 @@ def chosen_network(arguments: argparse.Namespace, build=build, load_checkpoint=l
     options = {name: getattr(arguments, name) for name in METHOD_OPTIONS}
     options = {name: value for name, value in options.items() if value is not None}
     batch = info.batch if arguments.batch is None else arguments.batch
-    return build(**chosen, batch=batch, **options), arguments.augment
+    if arguments.augment is not None and arguments.augment < 1:
+        raise InputError(f"--augment takes a number of epochs, at least 1, not {arguments.augment}")
+    return build(**chosen, batch=batch, **options), arguments.augment or False
 
 
-def run_training(arguments: argparse.Namespace, network, augment: bool, out: Path, train=train) -> None:
+def run_training(arguments: argparse.Namespace, network, augment: bool | int, out: Path, train=train) -> None:
     """Train as the command line says, plot, and print the summary."""
     out = arguments.resume or arguments.out or out
     length = training_length(arguments, network.steps_per_epoch)

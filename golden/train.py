@@ -89,7 +89,7 @@ def evaluate(network: Execution, images: np.ndarray, labels: np.ndarray) -> Eval
 # Checkpoints ------------------------------------------------------------------------------------------------
 
 
-def save_checkpoint(network: Execution, out: Path, augment: bool = False) -> None:
+def save_checkpoint(network: Execution, out: Path, augment: bool | int = False) -> None:
     """Write DIR/checkpoint.npz; an interrupted write leaves the previous one."""
     state = network.host_state()
     about = {
@@ -110,8 +110,8 @@ def save_checkpoint(network: Execution, out: Path, augment: bool = False) -> Non
     os.replace(partial, Path(out) / CHECKPOINT)
 
 
-def load_checkpoint(out: Path, methods: dict[str, type[Execution]] = METHODS) -> tuple[Execution, bool]:
-    """The network saved in DIR, and whether its run augments. `methods` as for `build`."""
+def load_checkpoint(out: Path, methods: dict[str, type[Execution]] = METHODS) -> tuple[Execution, bool | int]:
+    """The network saved in DIR, and its run's augmentation. `methods` as for `build`."""
     path = Path(out) / CHECKPOINT
     if not path.is_file():
         raise InputError(f"nothing to resume: {out} has no {CHECKPOINT}")
@@ -207,11 +207,12 @@ def train(
     out: Path,
     *,
     progress: Progress | None = None,
-    augment: bool = False,
+    augment: bool | int = False,
 ) -> dict:
     """Train until the absolute step `steps` and write the folder `out`; returns the summary.
 
-    A network that has steps behind it continues the run of the folder. Raises `Interrupted` on Ctrl-C.
+    `augment` may be a number: of the epochs, from the first on, whose images are augmented. A network that has steps
+    behind it continues the run of the folder. Raises `Interrupted` on Ctrl-C.
     """
     if steps < 1:
         raise InputError(f"--steps must be at least 1, got {steps}")
@@ -244,7 +245,8 @@ def _train_epoch(network, dataset, steps, history, digests, lines, stop, progres
     epoch, first = divmod(network.step_index, network.steps_per_epoch)
     seconds = 0.0
     of_epoch = history[len(history) - first :] if first else []
-    batches = data_module.batches(dataset, network.seed, epoch, network.batch, first, augment)
+    augmented = augment is True or epoch < augment
+    batches = data_module.batches(dataset, network.seed, epoch, network.batch, first, augmented)
     for count, (images, labels) in enumerate(batches, 1):
         started = time.perf_counter()
         record = network.step(images, labels)

@@ -140,7 +140,7 @@ def build(method: str, model: str, seed: int, *, ops: Ops | None = None, **optio
     return golden_build(method, model, seed, methods=METHODS, **options).place(ops or Ops())
 
 
-def load_checkpoint(out, ops: Ops | None = None) -> tuple[OnDevice, bool]:
-    """A run of `golden`, `sim` or `gpu` saved in a folder, on the device of `ops`; and whether it augments."""
+def load_checkpoint(out, ops: Ops | None = None) -> tuple[OnDevice, bool | int]:
+    """A run of `golden`, `sim` or `gpu` saved in a folder, on the device of `ops`; and its augmentation."""
     network, augment = golden_load_checkpoint(out, METHODS)
     return network.place(ops or Ops()), augment

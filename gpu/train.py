@@ -18,7 +18,7 @@ def out_of_memory(error: RuntimeError) -> bool:
     return isinstance(error, torch.OutOfMemoryError) or "allocate memory" in str(error)
 
 
-def train(network: OnDevice, dataset, steps: int, out: Path, *, augment: bool = False) -> dict:
+def train(network: OnDevice, dataset, steps: int, out: Path, *, augment: bool | int = False) -> dict:
     """`golden.train.train`. A lost worker or a lack of memory leaves a checkpoint of the last whole step."""
     try:
         return golden.train.train(network, dataset, steps, out, augment=augment)
@@ -34,7 +34,7 @@ def train(network: OnDevice, dataset, steps: int, out: Path, *, augment: bool = 
     raise InputError(f"{reason} in step {step}: continue with --resume {out}")
 
 
-def _save(network: OnDevice, out: Path, augment: bool) -> bool:
+def _save(network: OnDevice, out: Path, augment: bool | int) -> bool:
     """Checkpoint the last state whose steps are all on file; whether there is one to resume."""
     files = [out / DIGESTS, out / HISTORY]
     written = min(len(path.read_text().splitlines()) if path.is_file() else 0 for path in files)

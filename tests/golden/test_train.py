@@ -57,6 +57,15 @@ def test_seed_decides_and_command_line_resumes(tmp_path):
         assert other.splitlines()[0] != digests.splitlines()[0]
 
 
+def test_augmentation_of_the_first_epochs(tmp_path):
+    _, always = train(tmp_path / "a", "--steps", "46", "--augment")
+    train(tmp_path / "b", "--steps", "40", "--augment", "1")
+    assert main(["train", "--resume", str(tmp_path / "b"), "--steps", "46"]) == 0
+    of_one_epoch = (tmp_path / "b" / "digests.jsonl").read_text()
+    assert of_one_epoch.splitlines()[:45] == always.splitlines()[:45]
+    assert of_one_epoch.splitlines()[45] != always.splitlines()[45]
+
+
 def test_summary_and_history(tmp_path):
     summary, _ = train(tmp_path, "--epochs", "2")
     expected = {"method": "niti", "model": "mlp", "data": "digits", "batch": 32, "steps": 90, "seed": 1}
@@ -214,6 +223,7 @@ def test_memory_of_lenet_at_batch_256():
         (["--batch", "0"], "--batch must be 1..1440"),
         (["--steps", "0"], "--steps must be at least 1, got 0"),
         (["--epochs", "-1"], "--epochs must be at least 1, got -1"),
+        (["--augment", "0"], "--augment takes a number of epochs, at least 1, not 0"),
         (["--seed", "-1"], "--seed must be 0..4294967295, got -1"),
         (["--data", "mnist", "--data-dir", "nowhere"], "no data folder nowhere/mnist"),
         (["--method", "dfp", "--batch", "48"], "--batch must be a power of two for dfp, got 48: use 32 or 64"),
