@@ -38,48 +38,41 @@ def test_round_robin_passes_the_turn_to_the_next_other_requester(count):
     simulate(dut, bench)
 
 
+def keeps_order(dut, pattern, *, background=(), limit=10_000):
+    """300 items pass in order, and nothing is withdrawn."""
+    source, sink = stalls(pattern)
+    sent = [k & 0xFF for k in range(300)]
+
+    async def put(ctx):
+        await stream_put(ctx, dut.input, sent, stall=source)
+
+    async def get(ctx):
+        assert await stream_get(ctx, dut.output, len(sent), stall=sink) == sent
+
+    async def check(ctx):
+        await stream_check(ctx, dut.output)
+
+    simulate(dut, put, get, background=(check, *background), limit=limit)
+
+
 @pytest.mark.parametrize("depth, fall_through", [*((depth, False) for depth in (1, 2, 3, 16, 17, 40)),
                                                  *((depth, True) for depth in (1, 2, 4, 16))])
 @pytest.mark.parametrize("pattern", STALLS)
 def test_fifo_keeps_order(depth, fall_through, pattern):
     """More than 16 items: with a second output register."""
     dut = Fifo(8, depth, fall_through=fall_through)
-    source, sink = stalls(pattern)
-    sent = [k & 0xFF for k in range(300)]
-
-    async def put(ctx):
-        await stream_put(ctx, dut.input, sent, stall=source)
-
-    async def get(ctx):
-        assert await stream_get(ctx, dut.output, len(sent), stall=sink) == sent
-
-    async def check(ctx):
-        await stream_check(ctx, dut.output)
 
     async def room(ctx):
         async for _, _, level, ready in ctx.tick().sample(dut.level, dut.input.ready):
             assert ready or level >= depth
             assert level <= depth + 1 + (depth > 16)
 
-    simulate(dut, put, get, background=(check, room))
+    keeps_order(dut, pattern, background=(room,))
 
 
 @pytest.mark.parametrize("pattern", STALLS)
 def test_skid_buffer_keeps_order(pattern):
-    dut = SkidBuffer(8)
-    source, sink = stalls(pattern)
-    sent = [k & 0xFF for k in range(300)]
-
-    async def put(ctx):
-        await stream_put(ctx, dut.input, sent, stall=source)
-
-    async def get(ctx):
-        assert await stream_get(ctx, dut.output, len(sent), stall=sink) == sent
-
-    async def check(ctx):
-        await stream_check(ctx, dut.output)
-
-    simulate(dut, put, get, background=(check,), limit=310 if pattern == "none" else 10_000)
+    keeps_order(SkidBuffer(8), pattern, limit=310 if pattern == "none" else 10_000)
 
 
 def test_skid_buffer_passes_in_the_same_cycle_and_keeps_one():

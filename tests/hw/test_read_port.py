@@ -213,6 +213,26 @@ class Halting:
         simulate(self.dut, bench, background=(self.memory.serve_reads, self.collect), limit=2000)
 
 
+def test_turns_begin_anew_when_the_port_is_quiet():
+    test = Halting()
+
+    async def bench(ctx):
+        await test.window(ctx)
+        for _ in range(3):
+            test.memory.reads.clear()
+            for client, line in zip(test.dut.clients, (0x140, 0x160), strict=True):
+                ctx.set(client.request.payload, line)
+                ctx.set(client.request.valid, 1)
+            await ctx.tick()
+            for client in test.dut.clients:
+                ctx.set(client.request.valid, 0)
+            await ctx.tick()
+            await test.until_quiet(ctx)
+            assert [address for address, _ in test.memory.reads] == [0x1400, 0x1600]
+
+    test.run(bench)
+
+
 @pytest.mark.parametrize("line, inside", [(0x100, True), (0x17F, True), (0xFF, False), (0x180, False),
                                           (0, False), ((1 << 28) - 1, False)])
 def test_window(line, inside):

@@ -227,6 +227,27 @@ class Halting:
         simulate(self.dut, bench, background=(self.memory.serve_writes,), limit=2000)
 
 
+def test_turns_begin_anew_when_the_port_is_quiet():
+    test = Halting()
+
+    async def bench(ctx):
+        await test.window(ctx)
+        for _ in range(3):
+            test.memory.writes.clear()
+            for client, line in zip(test.dut.clients, (0x140, 0x160), strict=True):
+                item, = items(TINY, [line], whole=True)
+                apply(test.expected, TINY, item)
+                ctx.set(client.line.payload, item)
+                ctx.set(client.line.valid, 1)
+            await ctx.tick()
+            for client in test.dut.clients:
+                ctx.set(client.line.valid, 0)
+            await test.settle(ctx)
+            assert [address for address, *_ in test.memory.writes] == [0x1400, 0x1600]
+
+    test.run(bench)
+
+
 @pytest.mark.parametrize("line, inside", [(0x100, True), (0x17F, True), (0xFF, False), (0x180, False),
                                           (0, False), ((1 << 28) - 1, False)])
 def test_window(line, inside):
