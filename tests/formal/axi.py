@@ -1,7 +1,7 @@
 """AXI4 rules on the memory port, AXI4-Lite rules on the register port (AMBA AXI specification, IHI 0022).
 
 The memory and the host are free, within the same rules. The ports are those of a core with two beats per line, with
-bursts of at most 4 lines instead of 16 and 6 lines in flight instead of 256, so that bounded runs reach both limits. A
+bursts of at most 4 lines instead of 16 and 4 lines in flight instead of 256, so that bounded runs reach both limits. A
 burst is chosen only while there is room for 4 lines, so three at most are in flight.
 """
 
