@@ -40,7 +40,7 @@ class Divider(wiring.Component):
         self.denominator_bits = denominator_bits
         self.quotient_bits = quotient_bits
         # State, visible to proofs.
-        self.denominator = Signal(denominator_bits)
+        self.denominator = Signal(denominator_bits, reset_less=True)
         self.remainder = Signal(denominator_bits)    # below the denominator, unless that is zero
         self.digits = Signal(quotient_bits)          # numerator bits leave at the top, quotient bits enter below
         self.left = Signal(range(quotient_bits + 1))  # iterations to go

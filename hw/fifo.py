@@ -7,6 +7,8 @@ from amaranth.lib import stream, wiring
 from amaranth.lib.memory import Memory
 from amaranth.lib.wiring import In, Out
 
+from .interfaces import data_register
+
 __all__ = ["Fifo", "SHALLOW"]
 
 SHALLOW = 16        # items that a LUT RAM holds
@@ -42,7 +44,7 @@ class Fifo(wiring.Component):
 
     def elaborate(self, platform):
         m = Module()
-        output, payload = self.output, Value.cast(self.output.payload)
+        output, payload = self.output, data_register(m, Value.cast(self.output.payload))
         rows = 1 << (self.depth - 1).bit_length()
         attributes = {"no_rw_check": 1} | ({"ram_style": "block"} if self.depth > SHALLOW else {})
         m.submodules.memory = memory = Memory(shape=Shape.cast(self.input.payload.shape()).width, depth=rows, init=[],

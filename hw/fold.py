@@ -8,6 +8,7 @@ from amaranth.lib.wiring import In, Out
 
 from .config import CoreConfig
 from .descriptor import LOAD
+from .interfaces import data_register
 
 __all__ = ["Fold", "window_bytes"]
 
@@ -72,7 +73,7 @@ class Fold(wiring.Component):
 
         # Raw bytes: a line is shifted out byte by byte. The next one is taken in a cycle of its own, because whether
         # the last byte leaves is known late.
-        raw = Signal(self.config.line_bits)
+        raw = Signal(self.config.line_bits, reset_less=True)
         raw_bytes = _Countdown(m, "raw", range(line_bytes + 1))
         take = Signal()
         m.d.comb += self.line.ready.eq(self.busy & raw_bytes.none)
@@ -99,13 +100,13 @@ class Fold(wiring.Component):
 
         # Packing: four vectors a line.
         push = Signal()
-        pushed = Signal(8 * vector)
+        pushed, packed = Signal(8 * vector), data_register(m, self.packed.payload)
         full = Signal()
         slot = Signal(2)
         accept = Signal()
         m.d.comb += [self.packed.valid.eq(full), accept.eq(~full | self.packed.ready)]
         with m.If(push):
-            m.d.sync += [self.packed.payload.eq(Cat(self.packed.payload[8 * vector:], pushed)),
+            m.d.sync += [packed.eq(Cat(packed[8 * vector:], pushed)),
                          slot.eq(slot + 1), full.eq(slot == 3)]
         with m.Elif(self.packed.ready):
             m.d.sync += full.eq(0)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from amaranth.hdl import Module, Signal
 from amaranth.lib import data, stream, wiring
 from amaranth.lib.wiring import In, Out
 
 from .config import CoreConfig
 
-__all__ = ["ADDRESS_BITS", "line_address_bits", "ReadClient", "WriteClient", "write_line"]
+__all__ = ["ADDRESS_BITS", "data_register", "line_address_bits", "ReadClient", "WriteClient", "write_line"]
 
 ADDRESS_BITS = 32
 
@@ -15,6 +16,16 @@ ADDRESS_BITS = 32
 def line_address_bits(config: CoreConfig) -> int:
     """Width of a line address: the byte address without the offset inside a line."""
     return ADDRESS_BITS - (config.line_bytes - 1).bit_length()
+
+
+def data_register(m: Module, port) -> Signal:
+    """The register of an output that is data: without reset, as only what says that data is there needs one.
+
+    A reset reaches every register that has it, in one cycle, and flip-flops share a slice only with the same reset.
+    """
+    register = Signal.like(port, name="data_register", reset_less=True)
+    m.d.comb += port.eq(register)
+    return register
 
 
 class ReadClient(wiring.Signature):

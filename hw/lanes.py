@@ -231,8 +231,8 @@ class Lanes(wiring.Component):
                     | (settings.blocked & Cat(source2.clipped, source2.inactive)).any())
             minuend, subtrahend = Signal(signed(32), name=f"minuend_{i}"), Signal(signed(32), name=f"subtrahend_{i}")
             labelled, zeroed = Signal(name=f"labelled_{i}"), Signal(name=f"zeroed_{i}")
-            difference = Signal(signed(34), name=f"difference_{i}")
-            states = [Signal(lane_state(), name=f"state{k}_{i}") for k in range(2)]
+            difference = Signal(signed(34), name=f"difference_{i}", reset_less=True)
+            states = [Signal(lane_state(), name=f"state{k}_{i}", reset_less=True) for k in range(2)]
             with m.If(free_chosen):
                 m.d.sync += [
                     minuend.eq(Mux(settings.subtract, other, y)), zeroed.eq(~settings.subtract & zero),

@@ -52,7 +52,7 @@ class LoopNest(wiring.Component):
         m = Module()
         levels = range(self.levels)
         # Everything about an iteration is in registers, so that what follows has the whole cycle.
-        left = [Signal(self.count_bits, name=f"left{k}") for k in levels]     # iterations after this one
+        left = [Signal(self.count_bits, name=f"left{k}", reset_less=True) for k in levels]     # iterations after this one
         one_left = Signal(self.levels)      # left[k] == 1
         advance = Signal(self.levels)       # the innermost loop that can still go on: it steps, inner ones restart
         moved = Signal(self.levels)         # bit k: that loop is loop k or one around it
@@ -86,7 +86,7 @@ class LoopNest(wiring.Component):
 
         for name, shape in self.values.items():
             # base[k]: the value at the start of the current iteration of loop k.
-            base = [Signal(shape, name=f"{name}_base{k}") for k in levels]
+            base = [Signal(shape, name=f"{name}_base{k}", reset_less=True) for k in levels]
             stride = getattr(self, f"stride_{name}")
             following = Signal(shape, name=f"{name}_next")
 

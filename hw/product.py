@@ -11,7 +11,7 @@ from .array import SystolicArray
 from .config import CoreConfig
 from .descriptor import Mode, Opcode
 from .feeder import Activity, Feeder, result_control
-from .interfaces import ADDRESS_BITS, ReadClient, WriteClient
+from .interfaces import ADDRESS_BITS, ReadClient, WriteClient, data_register
 from .operand_buffer import OperandBuffer
 from .sequencer import DescriptorRegister, descriptor_word
 from .store import Store, range_result
@@ -37,8 +37,9 @@ class StreamRegister(wiring.Component):
     def elaborate(self, platform):
         m = Module()
         m.d.comb += self.i.ready.eq(~self.o.valid)
+        payload = data_register(m, self.o.payload)
         with m.If(self.i.ready):      # the payload follows its source until it is valid: a short enable
-            m.d.sync += self.o.payload.eq(self.i.payload)
+            m.d.sync += payload.eq(self.i.payload)
         with m.If(self.i.valid & self.i.ready):
             m.d.sync += self.o.valid.eq(1)
         with m.Elif(self.o.ready):

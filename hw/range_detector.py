@@ -44,7 +44,7 @@ class RangeDetector(wiring.Component):
 
     def elaborate(self, platform):
         m = Module()
-        magnitudes = [Signal(32, name=f"magnitude{k}") for k in range(len(self.lanes))]
+        magnitudes = [Signal(32, name=f"magnitude{k}", reset_less=True) for k in range(len(self.lanes))]
         m.d.sync += [magnitude.eq(Mux(lane < 0, -lane, lane))
                      for magnitude, lane in zip(magnitudes, self.lanes, strict=True)]
         level = 0
@@ -52,11 +52,11 @@ class RangeDetector(wiring.Component):
             level += 1
             larger = []
             for k in range(0, len(magnitudes) - 1, 2):
-                larger.append(Signal(32, name=f"level{level}_{k // 2}"))
+                larger.append(Signal(32, name=f"level{level}_{k // 2}", reset_less=True))
                 left, right = magnitudes[k:k + 2]
                 m.d.sync += larger[-1].eq(Mux(left > right, left, right))
             if len(magnitudes) % 2:
-                larger.append(Signal(32, name=f"level{level}_{len(magnitudes) // 2}"))
+                larger.append(Signal(32, name=f"level{level}_{len(magnitudes) // 2}", reset_less=True))
                 m.d.sync += larger[-1].eq(magnitudes[-1])
             magnitudes = larger
 

@@ -97,7 +97,7 @@ class ReadPort(wiring.Component):
             m.d.sync += halted.eq(0)
 
         # The line that arrived last, for one cycle.
-        line, line_client, line_valid = Signal(self.config.line_bits), Signal(CLIENT_BITS), Signal()
+        line, line_client, line_valid = Signal(self.config.line_bits, reset_less=True), Signal(CLIENT_BITS), Signal()
         bursts, nothing_queued = [], []
         for i, (client, depth) in enumerate(zip(self.clients, self.depths, strict=True)):
             coalescer = Coalescer(self.config, READ_PATIENCE)

@@ -61,7 +61,7 @@ class DescriptorRegister(wiring.Component):
     def elaborate(self, platform):
         m = Module()
         count = 1 + max(last_word(opcode) for opcode in self.opcodes)
-        words = [Signal(32, name=f"word{k}") for k in range(count)]
+        words = [Signal(32, name=f"word{k}", reset_less=True) for k in range(count)]
         m.d.comb += self.words.ready.eq(~self.valid)
         with m.If(self.words.valid & self.words.ready):
             for k, word in enumerate(words):

@@ -33,6 +33,7 @@ from .core import COUNTERS, READERS, WRITERS
 from .divider import Divider
 from .dsp_registers import absorb_registers
 from .feeder import Feeder
+from .few_pins import few_pins
 from .fold import Fold
 from .isqrt import SquareRoot
 from .lanes import ROUNDINGS, TARGET_BITS, Lanes
@@ -67,6 +68,10 @@ __all__ = ["DESIGNS", "DEVICES", "SynthesisError", "ArrayWithLanes", "run", "tab
 CONTROL = data.StructLayout({"valid": 1})     # of the array alone: nothing but the valid bit travels with results
 BASELINE = Path(__file__).parent / "synthesis_baseline.json"
 GOAL_MHZ = 150      # what nextpnr optimises for
+# Pins are nextpnr's choice. Flip-flops of the core have about a thousand combinations of enable and reset: placing one
+# takes more attempts than nextpnr allows. Its older router needs hours for the core.
+PLACE_AND_ROUTE = ("--lpf-allow-unconstrained", "--timing-allow-fail", "--placer-heap-cell-placement-timeout", "0",
+                   "--router", "router2")
 TIMEOUT = 4 * 3600
 
 
@@ -185,13 +190,16 @@ def _cells(statistics_file: Path, top: str) -> dict[str, int]:
 
 
 def _finish(folder: Path, log) -> int:
-    """Use the multipliers' registers in the netlist and write its slowest paths; returns the flip-flops saved."""
+    """Use the multipliers' registers in the netlist, write its slowest paths, and itself with few pins for placement;
+    returns the flip-flops saved."""
     file, text = folder / "netlist.json", folder / "slow_paths.txt"
     netlist = json.loads(file.read_text())
     saved = absorb_registers(netlist)
     if saved:
         file.write_text(json.dumps(netlist))
     paths = slow_paths(netlist)
+    few_pins(netlist)
+    (folder / "pins.json").write_text(json.dumps(netlist))
     text.write_text(report(paths))
     if paths:
         log(f"slowest path about {paths[0].ns:.1f} ns: {text}")
@@ -233,8 +241,8 @@ def run(design: str, config: CoreConfig, device: str, out: Path, *, seeds=(1, 2,
     nextpnr, rates = _tool("nextpnr-ecp5"), []
     for seed in seeds:
         report = folder / f"report-{seed}.json"
-        command = [nextpnr, "--85k", "--speed", "6", "--package", "CABGA756", "--json", "netlist.json", "--seed", seed,
-                   "--freq", GOAL_MHZ, "--out-of-context", "--timing-allow-fail", "--report", report.name, "-q"]
+        command = [nextpnr, "--85k", "--speed", "6", "--package", "CABGA756", "--json", "pins.json", "--seed", seed,
+                   "--freq", GOAL_MHZ, *PLACE_AND_ROUTE, "--report", report.name, "-q"]
         started = time.monotonic()
         _call(command, folder / f"nextpnr-{seed}.log", report)
         clocks = json.loads(report.read_text())["fmax"]

@@ -278,7 +278,7 @@ class VectorEngine(wiring.Component):
         value, chosen = writers[0].vector, writers[1].vector
         valid, ready, value_taken, chosen_taken, dropped = Signal(), Signal(), Signal(), Signal(), Signal()
         found = data.StructLayout({"value": value.payload.shape(), "chosen": chosen.payload.shape()})
-        result, held, leaves = Signal(found), Signal(found), Signal()
+        result, held, leaves = Signal(found), Signal(found, reset_less=True), Signal()
         waiting = Signal()       # a result is held
         m.d.comb += [
             dropped.eq(~command.enable[2]), value.payload.eq(held.value), chosen.payload.eq(held.chosen),

@@ -11,7 +11,7 @@ from amaranth.lib.wiring import In, Out
 
 from .config import CoreConfig
 from .fifo import Fifo
-from .interfaces import ADDRESS_BITS, ReadClient
+from .interfaces import ADDRESS_BITS, ReadClient, data_register
 from .loop_nest import LoopNest
 
 __all__ = ["LEVELS", "VectorReader"]
@@ -96,7 +96,8 @@ class VectorReader(wiring.Component):
         # Data side: the line that vectors are cut out of, and one that came before it was needed. So the way back from
         # the vectors ends here: memory sees a register.
         response, note = self.client.response, notes.output.payload
-        current, spare = Signal(self.config.line_bits), Signal(self.config.line_bits)
+        current, spare = (Signal(self.config.line_bits, name=name, reset_less=True) for name in ("current", "spare"))
+        vector = data_register(m, self.vector.payload)
         kept, cutting = Signal(), Signal()      # cutting: a vector is to come out of `current`
         # What it is: one of four quarters of bytes, one of two halves of 16-bit elements, or the whole line.
         quarters, halves, whole = Signal(4), Signal(2), Signal()
@@ -128,6 +129,6 @@ class VectorReader(wiring.Component):
                 return reduce(or_, parts).as_signed()
 
             for i in range(lanes):
-                m.d.sync += self.vector.payload[i].eq(chosen(quarters, i, 8) | chosen(halves, i, 16)
+                m.d.sync += vector[i].eq(chosen(quarters, i, 8) | chosen(halves, i, 16)
                                                       | chosen([whole], i, 32))
         return m

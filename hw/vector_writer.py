@@ -103,15 +103,18 @@ class VectorWriter(wiring.Component):
                 with m.Default():
                     m.d.comb += place.eq(word.as_unsigned().word_select(byte % 4, 8))
 
+        strobes, content = Signal(self.config.line_bytes), Signal(self.config.line_bits, reset_less=True)
+        address = Signal.like(line, reset_less=True)
+        m.d.comb += [out.payload.address.eq(address), out.payload.data.eq(content), out.payload.strobe.eq(strobes)]
         with m.If(leave):
-            m.d.sync += [filled.eq(0), out.payload.strobe.eq(0)]
+            m.d.sync += [filled.eq(0), strobes.eq(0)]
             with m.If(~running):
                 m.d.sync += self.done.eq(1)
         with m.If(accept):
-            m.d.sync += [filled.eq(~self.discard), out.payload.address.eq(line)]
+            m.d.sync += [filled.eq(~self.discard), address.eq(line)]
             for q in range(4):
-                strobe = out.payload.strobe.word_select(q, lanes)
-                stored = out.payload.data.word_select(q, 8 * lanes)
+                strobe = strobes.word_select(q, lanes)
+                stored = content.word_select(q, 8 * lanes)
                 with m.If(quarters[q] & ~self.discard):
                     m.d.sync += [strobe.eq((1 << lanes) - 1), stored.eq(image.word_select(q, 8 * lanes))]
             with m.If(final):

@@ -11,7 +11,7 @@ from .coalescer import BURST_LINES, Coalescer, burst_layout, line_layout
 from .config import CoreConfig
 from .errors import CLIENT_BITS, ERROR_BITS, ErrorCode, ErrorLatch
 from .fifo import Fifo
-from .interfaces import ADDRESS_BITS, WriteClient, line_address_bits
+from .interfaces import ADDRESS_BITS, WriteClient, data_register, line_address_bits
 from .round_robin import RoundRobin
 from .skid_buffer import SkidBuffer
 from .window import Window
@@ -108,7 +108,8 @@ class WritePort(wiring.Component):
             # Lines come through a buffer whose ready is a register too, and rest in another while their address is
             # compared with the window.
             m.submodules[f"line{i}"] = offered = SkidBuffer(client.line.payload.shape())
-            taken = Signal(data.StructLayout({"line": line_layout(config), "body": body}), name=f"taken{i}")
+            taken = Signal(data.StructLayout({"line": line_layout(config), "body": body}), name=f"taken{i}",
+                           reset_less=True)
             held, inside = Signal(name=f"held{i}"), Signal(name=f"inside{i}")
             after = Signal(address_bits, name=f"after{i}")
             pending = Signal(range(OUTSTANDING_LINES + BUFFER_LINES + BURST_LINES), name=f"pending{i}")
@@ -189,13 +190,14 @@ class WritePort(wiring.Component):
             m.d.comb += buffer.output.ready.eq(sending.output.valid & line.input.ready & current.of[i])
         with m.If(next_line):
             m.d.sync += sent.eq(Mux(line.input.payload.last, 0, sent + 1))
+        wdata, wstrb = data_register(m, self.axi.wdata), data_register(m, self.axi.wstrb)
         with m.If(self.axi.wready):
             m.d.sync += self.axi.wvalid.eq(0)
         with m.If(next_beat):
             m.d.sync += [
                 self.axi.wvalid.eq(1), self.axi.wlast.eq(line_end & line.output.payload.last),
-                self.axi.wdata.eq(line.output.payload.body.data.word_select(beat, 8 * config.beat_bytes)),
-                self.axi.wstrb.eq(line.output.payload.body.strobe.word_select(beat, config.beat_bytes)),
+                wdata.eq(line.output.payload.body.data.word_select(beat, 8 * config.beat_bytes)),
+                wstrb.eq(line.output.payload.body.strobe.word_select(beat, config.beat_bytes)),
             ]
             if beats > 1:
                 m.d.sync += beat.eq(beat + 1)      # wraps: a power of two
