@@ -60,7 +60,8 @@ def few_pins(netlist: dict) -> int:
             before_bit = register(before_bit, bit)
     for group in of_direction("output"):
         held, parity = [register(bit) for bit in group], new_net()
-        add("LUT4", {"INIT": f"{PARITY:016b}"}, dict(zip("ABCD", [*held, "0", "0", "0"])), {"Z": parity})
+        add("LUT4", {"INIT": f"{PARITY:016b}"}, dict(zip("ABCD", [*held, *"000"][:4], strict=True)),
+            {"Z": parity})
         pins_out.append(register(parity))
     module["ports"] = {name: ports[name] for name in STAY if name in ports}
     for name, direction, bits in (("scan_in", "input", pins_in), ("scan_out", "output", pins_out)):

@@ -52,7 +52,8 @@ class LoopNest(wiring.Component):
         m = Module()
         levels = range(self.levels)
         # Everything about an iteration is in registers, so that what follows has the whole cycle.
-        left = [Signal(self.count_bits, name=f"left{k}", reset_less=True) for k in levels]     # iterations after this one
+        # Iterations after this one.
+        left = [Signal(self.count_bits, name=f"left{k}", reset_less=True) for k in levels]
         one_left = Signal(self.levels)      # left[k] == 1
         advance = Signal(self.levels)       # the innermost loop that can still go on: it steps, inner ones restart
         moved = Signal(self.levels)         # bit k: that loop is loop k or one around it
