@@ -69,9 +69,8 @@ CONTROL = data.StructLayout({"valid": 1})     # of the array alone: nothing but 
 BASELINE = Path(__file__).parent / "synthesis_baseline.json"
 GOAL_MHZ = 150      # what nextpnr optimises for
 # Pins are nextpnr's choice. Flip-flops of the core have about a thousand combinations of enable and reset: placing one
-# takes more attempts than nextpnr allows. Its older router needs hours for the core.
-PLACE_AND_ROUTE = ("--lpf-allow-unconstrained", "--timing-allow-fail", "--placer-heap-cell-placement-timeout", "0",
-                   "--router", "router2")
+# takes more attempts than nextpnr allows.
+PLACE_AND_ROUTE = ("--lpf-allow-unconstrained", "--timing-allow-fail", "--placer-heap-cell-placement-timeout", "0")
 TIMEOUT = 4 * 3600
 
 
@@ -213,7 +212,7 @@ def grouped(cells: dict[str, int]) -> dict[str, int]:
 
 
 def run(design: str, config: CoreConfig, device: str, out: Path, *, seeds=(1, 2, 3), route: bool = True,
-        log=print) -> dict:
+        router: str = "router1", log=print) -> dict:
     """Synthesise one design; returns its cells and, on ECP5 with ``route``, the clock rates of the seeds."""
     if design not in DESIGNS:
         raise SynthesisError(f"unknown design {design!r}: choose from {', '.join(DESIGNS)}")
@@ -242,7 +241,7 @@ def run(design: str, config: CoreConfig, device: str, out: Path, *, seeds=(1, 2,
     for seed in seeds:
         report = folder / f"report-{seed}.json"
         command = [nextpnr, "--85k", "--speed", "6", "--package", "CABGA756", "--json", "pins.json", "--seed", seed,
-                   "--freq", GOAL_MHZ, *PLACE_AND_ROUTE, "--report", report.name, "-q"]
+                   "--freq", GOAL_MHZ, *PLACE_AND_ROUTE, "--router", router, "--report", report.name, "-q"]
         started = time.monotonic()
         _call(command, folder / f"nextpnr-{seed}.log", report)
         clocks = json.loads(report.read_text())["fmax"]
@@ -288,7 +287,7 @@ def main(options, config: CoreConfig) -> int:
         for design in options.design or ["array", "array+lanes", "core"]:
             seeds = range(1, options.seeds + 1)
             results.append(run(design, config, device, options.out, seeds=seeds, route=not options.no_route,
-                               log=lambda line: print(line, file=sys.stderr, flush=True)))
+                               router=options.router, log=lambda line: print(line, file=sys.stderr, flush=True)))
             (options.out / f"{config.name}.json").write_text(json.dumps(results, indent=1) + "\n")
     baseline = read_baseline()
     print(table(results, baseline), end="")

@@ -29,7 +29,8 @@ def tools(tmp_path, monkeypatch):
     monkeypatch.setattr(synthesis.verilog, "convert", lambda *_, **__: "module design; endmodule\n")
     (tmp_path / "counts").write_text("header " + json.dumps({"modules": {"\\design": {"num_cells_by_type": CELLS}}}))
     (tmp_path / "netlist").write_text(json.dumps({"modules": {"design": {
-        "attributes": {"top": "1"}, "ports": {"clk": {"direction": "input", "bits": [2]}}, "cells": {}, "netnames": {}}}}))
+        "attributes": {"top": "1"}, "cells": {}, "netnames": {},
+        "ports": {"clk": {"direction": "input", "bits": [2]}}}}}))
     install(yosys=f"cp {tmp_path}/counts cells.json; cp {tmp_path}/netlist netlist.json",
             nextpnr_ecp5="""seed=$(echo "$@" | sed 's/.*--seed \\([0-9]*\\).*/\\1/')
 echo "{\\"fmax\\": {\\"clk\\": {\\"achieved\\": 10$seed.04}}}" > report-$seed.json""")
