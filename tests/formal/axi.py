@@ -1,8 +1,8 @@
 """AXI4 rules on the memory port, AXI4-Lite rules on the register port (AMBA AXI specification, IHI 0022).
 
 The memory and the host are free, within the same rules. The ports are those of a core with two beats per line, with
-bursts of at most 4 lines instead of 16 and 4 lines in flight instead of 256, so that bounded runs reach both limits. A
-burst is chosen only while there is room for 4 lines, so three at most are in flight.
+bursts of at most 2 lines instead of 16 and 3 lines in flight instead of 256, so that bounded runs reach both limits
+with two bursts in flight.
 """
 
 from __future__ import annotations
@@ -342,7 +342,7 @@ PROOFS = [
     Proof("read_port/lines", ReadLines, 13, (
         Fault("hw/read_port.py", "line_client.eq(expected.output.payload.client)", "line_client.eq(0)"),
         Fault("hw/read_port.py", "line_end.eq(taken & (beat == beats - 1))", "line_end.eq(taken)")), engine=BY_BITS),
-    Proof("write_port/axi", WriteRules, 14, (
+    Proof("write_port/axi", WriteRules, 17, (
         _NO_PAGE,
         Fault("hw/write_port.py", *_NO_LIMIT),
         Fault("hw/write_port.py", "(~self.axi.wvalid | self.axi.wready)", "1"),
