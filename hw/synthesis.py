@@ -3,9 +3,9 @@
 A design is the core, one of its engines, or a unit: `DESIGNS` has them all, docs/silicon.md the figures.
 
 A job is one design on one device. Its Verilog goes through yosys; on ECP5 nextpnr then places and routes it once per
-seed, without pads, so that the clock rate is that of paths between registers. Every tool must leave its result file:
-one that stops early without a message is an error. Before that, `slow_paths.txt` beside the netlist tells in seconds
-which paths will be slow (`hw/slow_paths.py`).
+seed, with registers at its ports and few pins (`hw/few_pins.py`): the clock rate is that of paths between registers.
+Every tool must leave its result file: one that stops early without a message is an error. Before that,
+`slow_paths.txt` beside the netlist tells in seconds which paths will be slow (`hw/slow_paths.py`).
 """
 
 from __future__ import annotations
@@ -212,8 +212,11 @@ def grouped(cells: dict[str, int]) -> dict[str, int]:
 
 
 def run(design: str, config: CoreConfig, device: str, out: Path, *, seeds=(1, 2, 3), route: bool = True,
-        router: str = "router1", log=print) -> dict:
-    """Synthesise one design; returns its cells and, on ECP5 with ``route``, the clock rates of the seeds."""
+        router: str | None = None, log=print) -> dict:
+    """Synthesise one design; returns its cells and, on ECP5 with ``route``, the clock rates of the seeds.
+
+    nextpnr's ``router`` is router1, but router2 for the core, for which the first needs hours.
+    """
     if design not in DESIGNS:
         raise SynthesisError(f"unknown design {design!r}: choose from {', '.join(DESIGNS)}")
     if device not in DEVICES:
@@ -238,6 +241,7 @@ def run(design: str, config: CoreConfig, device: str, out: Path, *, seeds=(1, 2,
     if device != "ecp5" or not route:
         return result
     nextpnr, rates = _tool("nextpnr-ecp5"), []
+    router = router or ("router2" if design == "core" else "router1")
     for seed in seeds:
         report = folder / f"report-{seed}.json"
         command = [nextpnr, "--85k", "--speed", "6", "--package", "CABGA756", "--json", "pins.json", "--seed", seed,
