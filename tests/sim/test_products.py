@@ -67,7 +67,12 @@ def test_the_estimate_agrees_on_random_shapes_at_two_bandwidths(tmp_path):
     for rate in (16, 4):
         try:
             rows = measure(TINY, shapes, out=tmp_path, settings=memory(rate), seed=seed)
-            assert_rows_close(rows, estimate_passes(TINY, shapes, memory(rate)))
+            estimates = estimate_passes(TINY, shapes, memory(rate))
+            far = [(row, estimated) for row, estimated in zip(rows, estimates, strict=True)
+                   if abs(estimated - row["cycles"]) > max(0.02 * row["cycles"], 20)]
+            # Whose turn it is at a port can decide whether a pass waits for memory once more.
+            assert len(far) <= len(rows) // 10, far
+            assert all(abs(estimated - row["cycles"]) <= memory(rate).latency for row, estimated in far), far
         except (AssertionError, SimulationError) as error:
             raise AssertionError(f"shapes of seed {seed} at {rate} bytes per cycle: {error}") from error
 
