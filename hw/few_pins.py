@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from .dsp_registers import PLAIN
 
-__all__ = ["BITS_PER_PIN", "few_pins"]
+__all__ = ["few_pins"]
 
 BITS_PER_PIN = 4        # as many as a LUT has inputs
 PARITY = 0x6996

@@ -130,5 +130,5 @@ class VectorReader(wiring.Component):
 
             for i in range(lanes):
                 m.d.sync += vector[i].eq(chosen(quarters, i, 8) | chosen(halves, i, 16)
-                                                      | chosen([whole], i, 32))
+                                         | chosen([whole], i, 32))
         return m
