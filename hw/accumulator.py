@@ -8,6 +8,7 @@ from amaranth.lib.memory import Memory
 from amaranth.lib.wiring import In, Out
 
 from .config import CoreConfig
+from .interfaces import NO_BYPASS
 
 __all__ = ["Accumulator", "AccumulatorColumn", "REUSE", "control_layout"]
 
@@ -51,8 +52,9 @@ class AccumulatorColumn(wiring.Component):
 
     def elaborate(self, platform):
         m = Module()
-        m.submodules.entries = entries = Memory(shape=signed(SUM_BITS), depth=self.entries, init=[])
-        m.submodules.results = results = Memory(shape=signed(SUM_BITS), depth=self.result_entries, init=[])
+        m.submodules.entries = entries = Memory(shape=signed(SUM_BITS), depth=self.entries, init=[], attrs=NO_BYPASS)
+        m.submodules.results = results = Memory(shape=signed(SUM_BITS), depth=self.result_entries, init=[],
+                                                attrs=NO_BYPASS)
         read, write = entries.read_port(), entries.write_port()
         fetch, deliver = results.read_port(), results.write_port()
 

@@ -7,7 +7,7 @@ from amaranth.lib import stream, wiring
 from amaranth.lib.memory import Memory
 from amaranth.lib.wiring import In, Out
 
-from .interfaces import data_register
+from .interfaces import NO_BYPASS, data_register
 
 __all__ = ["Fifo", "SHALLOW"]
 
@@ -23,8 +23,7 @@ class Fifo(wiring.Component):
 
     With ``fall_through`` an item that finds the memory empty goes to the output register at once: latency one cycle.
 
-    No address is read in the cycle in which it is written. ``no_rw_check`` tells synthesis so: otherwise it adds a
-    bypass of registers and multiplexers to every block RAM (amaranth.lib.fifo's queues have no such attribute).
+    No address is read in the cycle in which it is written (amaranth.lib.fifo's queues do not tell synthesis so).
 
     Attributes
     ----------
@@ -46,7 +45,7 @@ class Fifo(wiring.Component):
         m = Module()
         output, payload = self.output, data_register(m, Value.cast(self.output.payload))
         rows = 1 << (self.depth - 1).bit_length()
-        attributes = {"no_rw_check": 1} | ({"ram_style": "block"} if self.depth > SHALLOW else {})
+        attributes = NO_BYPASS | ({"ram_style": "block"} if self.depth > SHALLOW else {})
         m.submodules.memory = memory = Memory(shape=Shape.cast(self.input.payload.shape()).width, depth=rows, init=[],
                                               attrs=attributes)
         write = memory.write_port()

@@ -8,9 +8,13 @@ from amaranth.lib.wiring import In, Out
 
 from .config import CoreConfig
 
-__all__ = ["ADDRESS_BITS", "data_register", "line_address_bits", "ReadClient", "WriteClient", "write_line"]
+__all__ = ["ADDRESS_BITS", "NO_BYPASS", "data_register", "line_address_bits", "ReadClient", "WriteClient", "write_line"]
 
 ADDRESS_BITS = 32
+
+#: Attributes of a memory whose user needs no word that is read in the cycle of its writing. Otherwise synthesis adds a
+#: bypass to every block RAM, of registers and multiplexers as wide as its words, to give the old word there.
+NO_BYPASS = {"no_rw_check": 1}
 
 
 def line_address_bits(config: CoreConfig) -> int:

@@ -9,7 +9,7 @@ from amaranth.lib.wiring import In, Out
 from golden.rounding import Rounding
 
 from .config import CoreConfig
-from .fifo import SHALLOW, Fifo
+from .fifo import Fifo
 from .loop_nest import LoopNest
 from .random_words import RandomWords
 from .round_shift import ROUNDING_BITS, SHIFT_SHAPE, RoundShift
@@ -26,6 +26,10 @@ DRAWING = tuple(rule for rule in ROUNDINGS if rule.needs_draw)
 TARGET_BITS = (8, 16, 32)
 """Bits of a result, by the code in the descriptor's width fields."""
 
+
+QUEUE = 32
+"""Vectors in the queues of rounded elements and of random words: more than the pipelines hold, and deep enough for block
+RAM, as each would take 400 LUTs of LUT RAM (with 8 lanes)."""
 
 CHANNEL_BITS = 10
 """Of a channel's number, where labels are compared with it."""
@@ -102,8 +106,8 @@ class Lanes(wiring.Component):
     A vector enters only if there is room for it in the queue behind the rounder, so the rounder never waits; the stages
     after the queue do.
 
-    Throughput: one vector per cycle. Latency: RoundShift.latency + 6 cycles. With ``draw`` the first vector is taken
-    RandomWords.key_latency + RandomWords.latency + 1 cycles after ``start`` at the earliest.
+    Throughput: one vector per cycle. Latency: RoundShift.latency + 7 cycles. With ``draw`` the first vector is taken
+    RandomWords.key_latency + RandomWords.latency + 2 cycles after ``start`` at the earliest.
     """
 
     def __init__(self, config: CoreConfig):
@@ -133,9 +137,9 @@ class Lanes(wiring.Component):
         m.submodules.random = random = RandomWords(lanes_count)
         m.submodules.random_nest = random_nest = LoopNest(5, {"product": 32})
         drawing, drawn = Signal(), Signal()        # words remain to be asked for; this vector's words are there
-        m.submodules.drawn = queue = Fifo(random.words.shape(), SHALLOW)
+        m.submodules.drawn = queue = Fifo(random.words.shape(), QUEUE)
         taken = Signal()
-        words_room = _room(m, "words", SHALLOW, random.i_valid, taken)
+        words_room = _room(m, "words", QUEUE, random.i_valid, taken)
         m.d.comb += [
             random.seed.eq(self.seed), random.step.eq(self.step), random.stream.eq(self.stream),
             random.load.eq(self.start & settings.draw),
@@ -166,9 +170,9 @@ class Lanes(wiring.Component):
 
         # The rounder runs freely into a queue with room for all vectors that are in it.
         element = data.StructLayout({"y": signed(32), "clipped": 1, "positive": 1, "pooled": 2})
-        m.submodules.rounded = rounded = Fifo(data.ArrayLayout(element, lanes_count), SHALLOW)
+        m.submodules.rounded = rounded = Fifo(data.ArrayLayout(element, lanes_count), QUEUE)
         enter, step, leaves = Signal(), Signal(), Signal()
-        rounder_room = _room(m, "rounder", SHALLOW, enter, step)
+        rounder_room = _room(m, "rounder", QUEUE, enter, step)
         m.d.comb += [
             self.x.ready.eq(rounder_room & drawn), enter.eq(self.x.valid & self.x.ready),
             rounder.i_valid.eq(enter), rounder.x.eq(self.x.payload), rounder.shift.eq(settings.shift),

@@ -11,7 +11,7 @@ from amaranth.lib.wiring import In, Out
 from .config import CoreConfig
 from .descriptor import LOAD
 from .fold import Fold
-from .interfaces import ADDRESS_BITS, ReadClient
+from .interfaces import ADDRESS_BITS, NO_BYPASS, ReadClient
 from .loop_nest import LoopNest
 
 __all__ = ["OperandBuffer"]
@@ -79,7 +79,8 @@ class OperandBuffer(wiring.Component):
         m.submodules.nest = nest = LoopNest(3, {"address": ADDRESS_BITS})
         m.submodules.fold = fold = Fold(config)
         m.submodules.raw = raw = SyncFIFO(width=config.line_bits, depth=FOLD_LINES)
-        m.submodules.ram = ram = Memory(shape=config.line_bits, depth=2 * config.buffer_lines, init=[])
+        m.submodules.ram = ram = Memory(shape=config.line_bits, depth=2 * config.buffer_lines, init=[],
+                                        attrs=NO_BYPASS)
         write, read = ram.write_port(), ram.read_port()
 
         m.d.comb += [

@@ -14,8 +14,7 @@ from .interfaces import ReadClient, WriteClient
 from .lanes import DRAWING, ROUNDINGS, TARGET_BITS, Lanes
 from .loss import NitiLoss
 from .microprogram import RANGES
-from .pool import MaxPool, pooled
-from .product import StreamRegister
+from .pool import MaxPool
 from .range_detector import RangeDetector, range_result
 from .round_shift import SHIFT_SHAPE
 from .scalar import ScalarUnit
@@ -239,8 +238,6 @@ class VectorEngine(wiring.Component):
             connect(m, reader.vector, buffer.input)
         x, other, choice = (buffer.output for buffer in buffers)
         label_lane, label = Signal(range(lanes_count)), Signal(8)
-        # Results of pooling before the lanes; a register, so that the path through the pool is not a loop.
-        m.submodules.window = window = StreamRegister(pooled(lanes_count))
         routes = ((x, lanes.x, in_lanes & ~pool_first), (other, lanes.other, in_lanes),
                   (choice, lanes.choice, in_lanes),
                   (x, wide.x, is_wide), (other, wide.y, is_wide), (choice, wide.z, is_wide),
@@ -257,10 +254,10 @@ class VectorEngine(wiring.Component):
             with m.If(active):
                 m.d.comb += sink.valid.eq(source.valid)
         with m.If(pool_first):
-            m.d.comb += lanes.x.valid.eq(window.o.valid)
+            m.d.comb += [lanes.x.valid.eq(pool.output.valid), pool.output.ready.eq(lanes.x.ready)]
         m.d.comb += [
-            lanes.x.payload.eq(Mux(pool_first, window.o.payload.value, x.payload)),
-            window.o.ready.eq(lanes.x.ready), softmax.logits.payload.eq(x.payload), wide.x.payload.eq(x.payload),
+            lanes.x.payload.eq(Mux(pool_first, pool.output.payload.value, x.payload)),
+            softmax.logits.payload.eq(x.payload), wide.x.payload.eq(x.payload),
             lanes.other.payload.eq(other.payload), wide.y.payload.eq(other.payload),
             lanes.choice.payload.eq(choice.payload), wide.z.payload.eq(choice.payload),
             wide.draw.payload.eq(lanes.words.payload),
@@ -269,7 +266,7 @@ class VectorEngine(wiring.Component):
         ]
         for i in range(lanes_count):
             m.d.comb += [niti_loss.logits.payload[i].eq(x.payload[i]),
-                         lanes.pooled[i].eq(Mux(pool_first, window.o.payload.choice[i], 0))]
+                         lanes.pooled[i].eq(Mux(pool_first, pool.output.payload.choice[i], 0))]
         with m.If((is_loss | squared) & other.valid & other.ready):
             last_sample = (label_lane + 1 == command.count3) | (command.count3 == 0)
             m.d.sync += label_lane.eq(Mux(last_sample, 0, label_lane + 1))
@@ -286,7 +283,6 @@ class VectorEngine(wiring.Component):
             leaves.eq((value_taken | value.ready) & (chosen_taken | chosen.ready | dropped)),
             ready.eq(~waiting | leaves),
             pool.input.payload.eq(Mux(pool_first, x.payload, lanes.output.payload)),
-            window.i.payload.eq(pool.output.payload),
         ]
         with m.If(ready):
             m.d.sync += [waiting.eq(valid), held.eq(result)]
@@ -314,8 +310,7 @@ class VectorEngine(wiring.Component):
             m.d.comb += [valid.eq(lanes.output.valid), result.value.eq(lanes.output.payload),
                          lanes.output.ready.eq(ready)]
         with m.If(pool_first):
-            m.d.comb += [pool.input.valid.eq(x.valid), window.i.valid.eq(pool.output.valid),
-                         pool.output.ready.eq(window.i.ready)]
+            m.d.comb += pool.input.valid.eq(x.valid)
 
         # The largest magnitude of the results, to the scalar registers when the product engine leaves them alone.
         start = Signal()         # a register: all loops begin by it

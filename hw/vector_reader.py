@@ -93,30 +93,27 @@ class VectorReader(wiring.Component):
         with m.If(self.start):
             m.d.sync += [running.eq(1), first.eq(1)]
 
-        # Data side: the line that vectors are cut out of, and one that came before it was needed. So the way back from
-        # the vectors ends here: memory sees a register.
+        # Data side: the line that vectors are cut out of.
         response, note = self.client.response, notes.output.payload
-        current, spare = (Signal(self.config.line_bits, name=name, reset_less=True) for name in ("current", "spare"))
+        current = Signal(self.config.line_bits, reset_less=True)
         vector = data_register(m, self.vector.payload)
-        kept, cutting = Signal(), Signal()      # cutting: a vector is to come out of `current`
+        cutting = Signal()       # a vector is to come out of `current`
         # What it is: one of four quarters of bytes, one of two halves of 16-bit elements, or the whole line.
         quarters, halves, whole = Signal(4), Signal(2), Signal()
         free, take = Signal(), Signal()
         m.d.comb += [
-            free.eq(~self.vector.valid | self.vector.ready), response.ready.eq(~kept), notes.output.ready.eq(take),
-            take.eq(notes.output.valid & (~note.fresh | kept | response.valid) & (~cutting | free)),
+            free.eq(~self.vector.valid | self.vector.ready), notes.output.ready.eq(take),
+            take.eq(notes.output.valid & (~note.fresh | response.valid) & (~cutting | free)),
+            response.ready.eq(notes.output.valid & note.fresh & (~cutting | free)),
         ]
-        with m.If(~kept):
-            m.d.sync += spare.eq(response.payload)
-        m.d.sync += kept.eq((kept | response.valid) & ~(take & note.fresh))
+        with m.If(response.ready):       # `current` holds nothing of use then
+            m.d.sync += current.eq(response.payload)
         with m.If(take):
             m.d.sync += [
                 cutting.eq(1), whole.eq(self.width == 2),
                 *(quarters[k].eq((self.width == 0) & (note.quarter == k)) for k in range(4)),
                 *(halves[k].eq((self.width == 1) & (note.quarter[1] == k)) for k in range(2)),
             ]
-            with m.If(note.fresh):
-                m.d.sync += current.eq(Mux(kept, spare, response.payload))
         with m.Elif(free):
             m.d.sync += cutting.eq(0)
         with m.If(free):

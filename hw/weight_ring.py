@@ -11,7 +11,7 @@ from amaranth.lib.wiring import In, Out
 from .config import CoreConfig
 from .descriptor import WEIGHTS, Mode
 from .feeder import FEED_LATENCY
-from .interfaces import ADDRESS_BITS, ReadClient
+from .interfaces import ADDRESS_BITS, NO_BYPASS, ReadClient
 from .loop_nest import LoopNest
 
 __all__ = ["weight_command", "WeightRing"]
@@ -75,7 +75,7 @@ class WeightRing(wiring.Component):
         part_bits = vector_bits - narrow_bits        # may be 0, which a Verilog signal cannot have
         ring_bits = (config.weight_lines - 1).bit_length()
         m.submodules.nest = nest = LoopNest(5, {"address": ADDRESS_BITS})
-        m.submodules.ram = ram = Memory(shape=config.line_bits, depth=config.weight_lines, init=[])
+        m.submodules.ram = ram = Memory(shape=config.line_bits, depth=config.weight_lines, init=[], attrs=NO_BYPASS)
         write, read = ram.write_port(), ram.read_port()
         # One record per requested tile that was not shifted; the ring never holds more tiles than this.
         record_layout = data.StructLayout({"forward": 1, "part": max(1, part_bits)})

@@ -8,6 +8,7 @@ from amaranth.lib.wiring import In, Out
 
 from .config import CoreConfig
 from .divider import Divider
+from .interfaces import NO_BYPASS
 from .isqrt import SquareRoot
 from .loop_nest import LoopNest
 from .microprogram import BITS, LANE_REGISTERS, MICROPROGRAM_WORDS, RANGES, Kind, WideOperation, word_layout
@@ -71,7 +72,7 @@ class WideLanes(wiring.Component):
 
         # Microprogram: `word` is executed, `upcoming` comes next, also around the end of an iteration, and `fetch.data`
         # is the instruction at `pc`. What has to be known about the word is in registers beside it.
-        m.submodules.program = program = memory.Memory(shape=32, depth=MICROPROGRAM_WORDS, init=[])
+        m.submodules.program = program = memory.Memory(shape=32, depth=MICROPROGRAM_WORDS, init=[], attrs=NO_BYPASS)
         store, fetch = program.write_port(), program.read_port()
         pc, following = Signal(range(MICROPROGRAM_WORDS)), Signal(range(MICROPROGRAM_WORDS))
         word, upcoming = Signal(word_layout, reset_less=True), Signal(word_layout, reset_less=True)

@@ -48,7 +48,8 @@ class WritePort(wiring.Component):
     quiet : Out(1)  every line taken has been acknowledged.
 
     After an error or a soft reset the port takes no further line, but lines taken before are written: whole bursts
-    are promised to memory. It resumes when all are acknowledged, ``reset`` is low and the error is cleared.
+    are promised to memory. Only those that a client gave behind one outside the window are dropped with it. The port
+    resumes when all are acknowledged, ``reset`` is low and the error is cleared.
 
     Latency: five cycles from a line that ends a burst to AWVALID and WVALID.
     """
@@ -105,39 +106,46 @@ class WritePort(wiring.Component):
             wiring.connect(m, coalescer.burst, ready_burst.input)
             bursts.append(ready_burst.output)
             buffers.append(buffer)
-            # Lines come through a buffer whose ready is a register too, and rest in another while their address is
-            # compared with the window.
-            m.submodules[f"line{i}"] = offered = SkidBuffer(client.line.payload.shape())
-            taken = Signal(data.StructLayout({"line": line_layout(config), "body": body}), name=f"taken{i}",
-                           reset_less=True)
+            # A line's data goes to its place at once. Its address comes through a buffer, whose ready is a register
+            # too, and rests in another while it is compared with the window.
+            m.submodules[f"line{i}"] = offered = SkidBuffer(client.line.payload.address.shape())
+            taken = Signal(line_layout(config), name=f"taken{i}", reset_less=True)
             held, inside = Signal(name=f"held{i}"), Signal(name=f"inside{i}")
+            dropping = Signal(name=f"dropping{i}")
             after = Signal(address_bits, name=f"after{i}")
             pending = Signal(range(OUTSTANDING_LINES + BUFFER_LINES + BURST_LINES), name=f"pending{i}")
             leaves, kept = Signal(name=f"leaves{i}"), Signal(name=f"kept{i}")
             m.d.comb += [
                 # A line outside the window stays until the error it is has halted the port.
-                leaves.eq(coalescer.line.ready & buffer.input.ready & inside), kept.eq(held & leaves),
-                offered.input.valid.eq(client.line.valid & ~halted), offered.input.payload.eq(client.line.payload),
-                client.line.ready.eq(offered.input.ready & ~halted), offered.output.ready.eq(~held | leaves),
-                window.lines[i].eq(offered.output.payload.address),
+                leaves.eq(coalescer.line.ready & inside), kept.eq(held & leaves),
+                client.line.ready.eq(offered.input.ready & buffer.input.ready & ~halted),
+                offered.input.valid.eq(client.line.valid & buffer.input.ready & ~halted),
+                buffer.input.valid.eq(client.line.valid & offered.input.ready & ~halted),
+                offered.input.payload.eq(client.line.payload.address), offered.output.ready.eq(~held | leaves),
+                buffer.input.payload.data.eq(client.line.payload.data),
+                buffer.input.payload.strobe.eq(client.line.payload.strobe),
+                buffer.clear.eq(calm & halted),          # of the data of lines that were dropped
+                window.lines[i].eq(offered.output.payload),
                 # A full buffer empties by itself: it holds more than the burst that is being collected.
-                coalescer.hold.eq(held & ~buffer.input.ready),
-                coalescer.line.valid.eq(kept), coalescer.line.payload.eq(taken.line),
-                buffer.input.valid.eq(kept), buffer.input.payload.eq(taken.body),
+                coalescer.hold.eq(~buffer.input.ready),
+                coalescer.line.valid.eq(held & inside), coalescer.line.payload.eq(taken),
                 outside[i].eq(held & ~inside), errors.sources[i].valid.eq(outside[i] & ~halted),
                 errors.sources[i].report.code.eq(ErrorCode.WRITE_OUTSIDE_WINDOW),
-                errors.sources[i].report.address.eq(taken.line.address << offset_bits),
+                errors.sources[i].report.address.eq(taken.address << offset_bits),
                 errors.sources[i].report.client.eq(i),
             ]
             with m.If(leaves | (halted & ~inside)):
                 m.d.sync += held.eq(0)
-            line = offered.output.payload
+            address = offered.output.payload
             with m.If(offered.output.valid & offered.output.ready):
-                m.d.sync += after.eq(line.address + 1)
+                m.d.sync += after.eq(address + 1)
             with m.If(offered.output.ready):
-                m.d.sync += [held.eq(offered.output.valid), inside.eq(window.inside[i]),
-                             taken.line.address.eq(line.address), taken.line.follows.eq(line.address == after),
-                             taken.body.data.eq(line.data), taken.body.strobe.eq(line.strobe)]
+                m.d.sync += [held.eq(offered.output.valid), inside.eq(window.inside[i] & ~dropping),
+                             taken.address.eq(address), taken.follows.eq(address == after)]
+            with m.If(calm):
+                m.d.sync += dropping.eq(0)
+            with m.If(outside[i]):
+                m.d.sync += dropping.eq(1)
             m.d.sync += client.idle.eq((pending == 0) & ~held & ~offered.output.valid)
             mine = acknowledged & (expected.output.payload.client == i)
             m.d.sync += pending.eq(pending + kept - Mux(mine, acknowledged_lines, 0))
