@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import enum
 
-from amaranth.hdl import Module, Mux, ResetInserter, Signal
+from amaranth.hdl import ClockDomain, ClockSignal, DomainRenamer, Module, Mux, ResetSignal, Signal
 from amaranth.lib import stream, wiring
 from amaranth.lib.wiring import In, Out, connect, flipped
 
@@ -140,17 +140,27 @@ class Core(wiring.Component):
         config = self.config
         engine_reset = Signal()
 
-        def engine(unit):
-            return ResetInserter(engine_reset)(unit)
+        # Engines are reset through registers of their own, a cycle later: the reset of the core reaches few flip-flops,
+        # and those of an engine need no gate that joins several resets.
+        restarts = []
+
+        def engine(name, unit):
+            restart = Signal(init=1, name=f"restart_{name}", attrs={"keep": 1})
+            m.domains += ClockDomain(name, local=True)
+            m.d.sync += restart.eq(engine_reset)
+            m.d.comb += [ClockSignal(name).eq(ClockSignal()), ResetSignal(name).eq(restart)]
+            restarts.append(restart)
+            return DomainRenamer(name)(unit)
 
         registers = Registers(config, len(COUNTERS))
         sequencer, product, vector = Sequencer(config), ProductEngine(config), VectorQueue(config)
         reads, writes = ReadPort(config, list(READERS.values())), WritePort(config, len(WRITERS))
         errors, counters = ErrorLatch(6), Counters(COUNTERS)
         m.submodules.registers = registers
-        m.submodules.sequencer = engine(sequencer)
-        m.submodules.product_engine = engine(product)
-        m.submodules.vector_engine = engine(vector)
+        m.submodules.sequencer = engine("sequencer", sequencer)
+        m.submodules.product_engine = engine("product", product)
+        m.submodules.vector_engine = engine("vector", vector)
+        alive = ~restarts[0]         # what engines report a cycle after their stop is void
         m.submodules.reads, m.submodules.writes = reads, writes
         m.submodules.errors, m.submodules.counters = errors, counters
         connect_flat(m, self, "s_axi", registers.bus)
@@ -174,12 +184,12 @@ class Core(wiring.Component):
             sequencer.start.eq(registers.start), sequencer.program.eq(registers.program),
             sequencer.limit.eq(registers.window_limit),
             sequencer.engines_idle.eq(product.idle & vector.idle),
-            registers.step_advance.eq(sequencer.step_done), registers.done.eq(sequencer.finished),
+            registers.step_advance.eq(sequencer.step_done & alive), registers.done.eq(sequencer.finished & alive),
             product.address.eq(sequencer.address), product.iteration.eq(sequencer.iteration),
             product.vector_completed.eq(vector.completed),
             vector.address.eq(sequencer.address), vector.iteration.eq(sequencer.iteration),
             vector.fed.eq(product.fed), vector.stored.eq(product.stored), vector.step.eq(registers.step),
-            vector.seed.eq(registers.seed), registers.zero.eq(vector.zero_range),
+            vector.seed.eq(registers.seed), registers.zero.eq(vector.zero_range & alive),
             vector.range.eq(product.range),
             self.irq.eq(registers.interrupt),
         ]
@@ -199,12 +209,12 @@ class Core(wiring.Component):
                                             vector.descriptor))
         descriptor = Signal(ADDRESS_BITS)
         reports = (
-            (sequencer.illegal, ErrorCode.ILLEGAL_DESCRIPTOR, sequencer.address, sequencer.address),
-            (vector.illegal, ErrorCode.ILLEGAL_DESCRIPTOR, vector.descriptor, vector.descriptor),
+            (sequencer.illegal & alive, ErrorCode.ILLEGAL_DESCRIPTOR, sequencer.address, sequencer.address),
+            (vector.illegal & alive, ErrorCode.ILLEGAL_DESCRIPTOR, vector.descriptor, vector.descriptor),
             (reads.error, reads.error_code, reads.error_address, read_descriptor),
             (writes.error, writes.error_code, writes.error_address, write_descriptor),
-            (product.overflow, ErrorCode.ACCUMULATOR_OVERFLOW, 0, product.descriptor),
-            (vector.exponent_saturated, ErrorCode.EXPONENT_SATURATED, 0, vector.descriptor),
+            (product.overflow & alive, ErrorCode.ACCUMULATOR_OVERFLOW, 0, product.descriptor),
+            (vector.exponent_saturated & alive, ErrorCode.EXPONENT_SATURATED, 0, vector.descriptor),
         )
         for source, (valid, code, address, _) in zip(errors.sources, reports, strict=True):
             m.d.comb += [source.valid.eq(valid), source.report.code.eq(code), source.report.address.eq(address)]

@@ -38,21 +38,24 @@ class MaxPool(wiring.Component):
         m = Module()
         position = Signal(range(WINDOW))
         vector, there = Signal.like(self.input.payload, reset_less=True), Signal()
-        best, complete, go = Signal.like(self.output.payload, reset_less=True), Signal(), Signal()
-        # A complete window moves to the output when that is empty, which it is long before the next one is complete:
-        # so nothing here looks at the output's ready but the output.
-        m.d.comb += [go.eq(~complete | ~self.output.valid), self.input.ready.eq(~there | go)]
+        best, complete, go = Signal.like(self.output.payload, reset_less=True), Signal(), Signal(init=1)
+        # A complete window moves to the output when that is empty, which it is long before the next one is complete.
+        # `go`, a register, says that there is no complete window, or an empty output for it; it may be a cycle late, as
+        # it does not look at the output's ready.
+        full = Signal()
+        m.d.comb += [full.eq(there & (position == WINDOW - 1)), self.input.ready.eq(~there | go)]
+        m.d.sync += go.eq(~Mux(go, full & (complete | self.output.valid), self.output.valid))
         with m.If(self.input.ready):
             m.d.sync += [there.eq(self.input.valid), vector.eq(self.input.payload)]
         with m.If(go):
-            m.d.sync += complete.eq(there & (position == WINDOW - 1))
+            m.d.sync += complete.eq(full)
         with m.If(there & go):
             m.d.sync += position.eq(Mux(position == WINDOW - 1, 0, position + 1))
             for i in range(self.lanes):
                 with m.If((position == 0) | (vector[i] > best.value[i])):
                     m.d.sync += [best.value[i].eq(vector[i]), best.choice[i].eq(position)]
         with m.If(~self.output.valid):
-            m.d.sync += [self.output.valid.eq(complete), self.output.payload.eq(best)]
+            m.d.sync += [self.output.valid.eq(complete & go), self.output.payload.eq(best)]
         with m.Elif(self.output.ready):
             m.d.sync += self.output.valid.eq(0)
         return m
