@@ -241,6 +241,5 @@ class Core(wiring.Component):
             m.d.comb += getattr(counters, f"product_{activity.name.lower()}").eq(product.activity == activity)
         for activity in VectorActivity:
             m.d.comb += getattr(counters, f"vector_{activity.name.lower()}").eq(self.trace_vector == activity)
-        for k, count in enumerate(counters.counts):
-            m.d.comb += registers.counters[k].eq(count)
+        m.d.comb += [counters.select.eq(registers.counter_select), registers.counter.eq(counters.count)]
         return m

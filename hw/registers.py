@@ -89,19 +89,20 @@ class Registers(wiring.Component):
     done : In(1)  one cycle: the program has ended and all its writes are acknowledged.
     error : In(1)  an error; in the first cycle of a run in which it is high, ``error_code``, ``error_descriptor``
         and ``error_address`` are taken. It may stay high until ``soft_reset``.
-    counters : In(48).array(counters).
+    counter_select : Out  number of the counter that the host wants to see. counter : In(48)  its value, two cycles later.
     """
 
     def __init__(self, config: CoreConfig, counters: int):
         if not 1 <= counters <= MAX_COUNTERS:
             raise ValueError(f"the core has 1 to {MAX_COUNTERS} performance counters, not {counters}")
         self.config = config
+        self.counters = counters
         super().__init__({
             "bus": In(Axi4Lite()), "interrupt": Out(1), "start": Out(1), "soft_reset": Out(1),
             "program": Out(32), "window_base": Out(32), "window_limit": Out(32), "seed": Out(32), "step": Out(32),
             "step_advance": In(1), "idle": In(1), "done": In(1), "zero": In(1),
             "error": In(1), "error_code": In(ERROR_BITS), "error_descriptor": In(32), "error_address": In(32),
-            "counters": In(COUNTER_BITS).array(counters)})
+            "counter_select": Out(range(MAX_COUNTERS)), "counter": In(COUNTER_BITS)})
 
     def elaborate(self, platform):
         m = Module()
@@ -109,7 +110,7 @@ class Registers(wiring.Component):
         wiring.connect(m, wiring.flipped(self.bus), slave.bus)
 
         # What each field reads as. READ_WRITE and CLEAR fields are registers; COMMAND fields stay 0.
-        values = {key: Const(value, 32) for key, value in constants(self.config, len(self.counters)).items()}
+        values = {key: Const(value, 32) for key, value in constants(self.config, self.counters).items()}
         for register in REGISTERS:
             for field in register.fields:
                 if (register.name, field.name) not in values:
@@ -117,13 +118,10 @@ class Registers(wiring.Component):
         self._bus_access(m, slave, values)
         self._run(m, slave, values)
 
-        select, counter = values["COUNTER_SELECT", "index"], Signal(COUNTER_BITS)
-        chosen = Signal(len(self.counters))
-        m.d.sync += [chosen.eq(Cat(select == k for k in range(len(self.counters)))),
-                     counter.eq(_chosen(chosen, self.counters))]
-        m.d.comb += values["COUNTER_VALUE", "value"].eq(counter)
+        m.d.comb += [self.counter_select.eq(values["COUNTER_SELECT", "index"]),
+                     values["COUNTER_VALUE", "value"].eq(self.counter)]
         with m.If(slave.read & self._reading["COUNTER_VALUE"]):
-            m.d.sync += values["COUNTER_VALUE_HIGH", "value"].eq(counter[32:])
+            m.d.sync += values["COUNTER_VALUE_HIGH", "value"].eq(self.counter[32:])
 
         for name in ("program", "window_base", "window_limit", "seed", "step"):
             m.d.comb += getattr(self, name).eq(values[name.upper(), "value"])
