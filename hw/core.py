@@ -11,7 +11,7 @@ from amaranth.lib.wiring import In, Out, connect, flipped
 from .axi import Axi4Lite, Axi4Master, connect_flat, flat_members
 from .config import CoreConfig
 from .counters import Counters
-from .descriptor import Opcode
+from .descriptor import Opcode, offsets
 from .errors import ErrorCode, ErrorLatch
 from .feeder import Activity
 from .interfaces import ADDRESS_BITS, ReadClient, WriteClient
@@ -19,6 +19,7 @@ from .product import ProductEngine, StreamRegister, reached
 from .range_detector import range_result
 from .read_port import ReadPort
 from .registers import Registers
+from .scalar import scalar_command
 from .sequencer import FETCH_LINES, DescriptorRegister, Sequencer, descriptor_word
 from .vector import VectorEngine
 from .write_port import WritePort
@@ -78,6 +79,10 @@ class VectorQueue(wiring.Component):
         m.submodules.engine = engine = VectorEngine(self.config)
         m.submodules.vector_command = vector = StreamRegister(engine.vector.p.shape())
         m.submodules.scalar_command = scalar = StreamRegister(engine.scalar.p.shape())
+        # Operations go to the scalar unit as they come; those of the next command to the other half of its memory.
+        half, first = Signal(), offsets(Opcode.SCALAR)["scalar", "operation0"][0]
+        with m.If(decode.release & (decode.header.opcode == Opcode.SCALAR)):
+            m.d.sync += half.eq(~half)
         connect(m, flipped(self.words), decode.words)
         connect(m, vector.o, engine.vector)
         connect(m, scalar.o, engine.scalar)
@@ -95,7 +100,10 @@ class VectorQueue(wiring.Component):
         m.d.comb += [
             decode.address.eq(self.address),
             vector.i.valid.eq(runnable & free & ~is_scalar), vector.i.p.eq(decode.vector),
-            scalar.i.valid.eq(runnable & free & is_scalar), scalar.i.p.eq(decode.scalar),
+            scalar.i.valid.eq(runnable & free & is_scalar), scalar.i.p.half.eq(half),
+            *(scalar.i.p[name].eq(decode.scalar[name]) for name, _ in scalar_command if name != "half"),
+            engine.operation.valid.eq(self.words.valid & self.words.ready), engine.operation.half.eq(half),
+            engine.operation.number.eq(self.words.p.index - first), engine.operation.word.eq(self.words.p.word),
             decode.release.eq(runnable & free),
             engine.range.eq(self.range), engine.step.eq(self.step), engine.seed.eq(self.seed),
             self.busy.eq(engine.busy), self.stalled_in.eq(engine.stalled_in),

@@ -16,10 +16,11 @@ from amaranth.lib.wiring import In, Out
 
 from .config import CoreConfig
 from .descriptor import SCALAR, SCALAR_OPERATIONS, ProgramError
-from .interfaces import ReadClient, WriteClient
+from .interfaces import NO_BYPASS, ReadClient, WriteClient
 from .range_detector import range_result
 
-__all__ = ["Operation", "REGISTERS", "ZERO", "STEP", "ScalarUnit", "assemble", "disassemble", "run"]
+__all__ = ["Operation", "REGISTERS", "ZERO", "STEP", "ScalarUnit", "assemble", "disassemble", "operation_slot", "run",
+           "scalar_command"]
 
 REGISTERS = 64
 ZERO = 0
@@ -27,7 +28,12 @@ ZERO = 0
 STEP = 63
 """Register that reads as the number of the training step."""
 
-GROUP = 8
+# A command without its operations, and where these are: which half of their memory.
+scalar_command = data.StructLayout({
+    field.name: field.shape for field in SCALAR.fields if not field.name.startswith("operation")} | {"half": 1})
+# An operation on its way to that memory.
+operation_slot = data.StructLayout({"valid": 1, "half": 1, "number": range(SCALAR_OPERATIONS), "word": 32})
+
 EXPONENT_LIMIT = 32767
 SQRT2 = 0xB504F334
 """Smallest integer above sqrt(2) * 2**31: from here on, the next power of two is the nearer one."""
@@ -188,7 +194,9 @@ class ScalarUnit(wiring.Component):
 
     Attributes
     ----------
-    command : In stream of SCALAR; ready for one cycle at the end of the command.
+    operation : In(operation_slot)  an operation of a command that comes later; in the other half of the memory than
+        those of the command that runs.
+    command : In stream of scalar_command; ready for one cycle at the end of the command.
     done : Out(1)  pulse with ``ready``: everything the command wrote is acknowledged.
     range : In(range_result)  S[register] = value if clear else max(S[register], value), unsigned; accepted
         in every other cycle.
@@ -208,7 +216,7 @@ class ScalarUnit(wiring.Component):
     def __init__(self, config: CoreConfig):
         self.config = config
         super().__init__({
-            "command": In(stream.Signature(SCALAR.layout)), "done": Out(1),
+            "operation": In(operation_slot), "command": In(stream.Signature(scalar_command)), "done": Out(1),
             "range": In(range_result), "step": In(32),
             "select": In(range(REGISTERS)), "value": Out(signed(32)),
             "read": Out(ReadClient(config)), "write": Out(WriteClient(config)),
@@ -240,16 +248,19 @@ class ScalarUnit(wiring.Component):
         index = Signal(range(REGISTERS + 1))          # of the next operation, or of the register to dump
         ended = Signal()                              # no operation is left; two cycles after a change of `index`
         m.d.sync += ended.eq(index == command.count)
-        # Operations are chosen in two steps: one of every GROUP, then the group. `index` is two cycles old then.
-        operations = [command[f"operation{k}"] for k in range(SCALAR_OPERATIONS)]
-        groups = Array(Signal(32, name=f"group{k}", reset_less=True) for k in range(0, SCALAR_OPERATIONS, GROUP))
-        for k, group in enumerate(groups):
-            m.d.sync += group.eq(Array(operations[k * GROUP:(k + 1) * GROUP])[index % GROUP])
+        # A block RAM, with a register behind it as its output is late. `index` is two cycles old then.
+        number_bits = (SCALAR_OPERATIONS - 1).bit_length()
+        m.submodules.operations = operations = memory.Memory(shape=32, depth=2 << number_bits, init=[],
+                                                             attrs=NO_BYPASS | {"ram_style": "block"})
+        slot, coming = operations.write_port(), operations.read_port()
+        m.d.comb += [slot.en.eq(self.operation.valid), slot.data.eq(self.operation.word),
+                     slot.addr.eq(Cat(self.operation.number, self.operation.half)),
+                     coming.addr.eq(Cat(index[:number_bits], command.half))]
         operation = data.View(data.StructLayout({"op": 6, "dst": 6, "a": 6, "b": 6, "imm": signed(8)}),
                               Signal(32, name="operation", reset_less=True))
         fetch = Signal()
         with m.If(fetch):
-            m.d.sync += operation.as_value().eq(groups[index // GROUP])
+            m.d.sync += operation.as_value().eq(coming.data)
         m.d.comb += self.store_word.eq(operation.as_value())
 
         # A range is read-modify-write: arrival, old value, comparison, larger one.

@@ -9,7 +9,7 @@ from amaranth.lib import data, stream, wiring
 from amaranth.lib.wiring import In, Out, connect, flipped
 
 from .config import CoreConfig
-from .descriptor import SCALAR, VECTOR
+from .descriptor import VECTOR
 from .interfaces import ReadClient, WriteClient
 from .lanes import DRAWING, ROUNDINGS, TARGET_BITS, Lanes
 from .loss import NitiLoss
@@ -17,7 +17,7 @@ from .microprogram import RANGES
 from .pool import MaxPool
 from .range_detector import RangeDetector, range_result
 from .round_shift import SHIFT_SHAPE
-from .scalar import ScalarUnit
+from .scalar import ScalarUnit, operation_slot, scalar_command
 from .skid_buffer import SkidBuffer
 from .softmax import Softmax
 from .vector_reader import LEVELS, VectorReader
@@ -89,8 +89,9 @@ class VectorEngine(wiring.Component):
 
     Attributes
     ----------
-    vector, scalar : In streams of VECTOR and SCALAR; at most one valid at a time. ``ready`` comes for one cycle
+    vector, scalar : In streams of VECTOR and scalar_command; at most one valid at a time. ``ready`` comes for one cycle
         when the fields are needed no longer, possibly before the last writes are acknowledged.
+    operation : In(operation_slot)  operations of a scalar command to come.
     done : Out(1)  pulse: everything the oldest command wrote is acknowledged.
     source0, source1, source2, target0, target1 : memory clients. SCALAR uses source0 and target0.
     range, step : In  maxima from the product engine and number of the step, see :class:`hw.scalar.ScalarUnit`.
@@ -108,7 +109,7 @@ class VectorEngine(wiring.Component):
         self.config = config
         super().__init__({
             "vector": In(stream.Signature(VECTOR.layout)),
-            "scalar": In(stream.Signature(SCALAR.layout)),
+            "scalar": In(stream.Signature(scalar_command)), "operation": In(operation_slot),
             "done": Out(1),
             "source0": Out(ReadClient(config)), "source1": Out(ReadClient(config)),
             "source2": Out(ReadClient(config)),
@@ -350,6 +351,7 @@ class VectorEngine(wiring.Component):
             m.d.sync += of_products.eq(self.range)
 
         m.d.comb += [
+            scalar.operation.eq(self.operation),
             scalar.command.payload.eq(self.scalar.payload), self.scalar.ready.eq(scalar.command.ready),
             scalar.step.eq(self.step),
             self.exponent_saturated.eq(scalar.exponent), self.zero_range.eq(scalar.zero_range),

@@ -179,7 +179,8 @@ class LogarithmProof(Elaboratable):
         m.d.comb += [
             dut.range.valid.eq(cycle == 0), dut.range.register.eq(5), dut.range.clear.eq(1), dut.range.value.eq(value),
             dut.command.valid.eq((cycle != 0) & ~finished), dut.command.payload.count.eq(1),
-            dut.command.payload.operation0.eq(self.operation | 6 << 6 | 5 << 12), dut.select.eq(6),
+            dut.operation.valid.eq(cycle == 0), dut.operation.word.eq(self.operation | 6 << 6 | 5 << 12),
+            dut.select.eq(6),
         ]
         result = dut.value
         small, exact = value == 0, Signal()

@@ -40,6 +40,14 @@ def random_operation(rng):
             return operation, dst, register(), register()
 
 
+async def give_operations(ctx, dut, words, half):
+    """The operations of the next command, one a cycle."""
+    for number, word in enumerate(words):
+        ctx.set(dut.operation, {"valid": 1, "half": half, "number": number, "word": word})
+        await ctx.tick()
+    ctx.set(dut.operation, {"valid": 0})
+
+
 class Bench:
     """A scalar unit with memory, and coroutines that drive it."""
 
@@ -50,6 +58,7 @@ class Bench:
         self.source, self.sink = stalls(pattern, core)
         self.errors = set()
         self.load_address, self.dump_address = 0x200 + 12, 0x400
+        self.half = 0
 
     async def watch(self, ctx):
         names = ("exponent", "zero_range", "illegal")
@@ -64,8 +73,9 @@ class Bench:
 
     async def command(self, ctx, words, *, load=False, dump=False, count=None):
         fields = {"count": len(words) if count is None else count, "enable_load": load, "enable_dump": dump,
-                  "load": self.load_address, "dump": self.dump_address}
-        fields |= {f"operation{k}": word for k, word in enumerate(words)}
+                  "load": self.load_address, "dump": self.dump_address, "half": self.half}
+        await give_operations(ctx, self.dut, words, self.half)
+        self.half = 1 - self.half
         ctx.set(self.dut.command.payload, fields)
         ctx.set(self.dut.command.valid, 1)
         cycles = 0

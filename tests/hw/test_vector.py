@@ -18,6 +18,7 @@ from hw.microprogram import assemble as assemble_wide
 from hw.scalar import Operation, assemble
 from hw.vector import Function, VectorEngine
 from tests.hw.memory_model import Memory
+from tests.hw.test_scalar import give_operations
 from tests.hw.streams import STALLS, simulate, stalls
 from tests.hw.vector_reference import TYPES, execute
 from tests.hw.vector_reference import Wide as WideState
@@ -38,6 +39,7 @@ class Bench:
         self.dut = VectorEngine(self.config)
         self.pattern, self.latency = pattern, latency
         self.pulses = set()
+        self.half = 0
         self.events = {"busy": 0, "stalled_in": 0, "stalled_out": 0, "idle": 0}
 
     async def watch(self, ctx):
@@ -57,8 +59,14 @@ class Bench:
 
     async def register(self, ctx, register):
         """The register's value: a dump of all, above the memory that the tests use."""
-        await self.command(ctx, self.dut.scalar, {"dump": DUMP, "enable_dump": 1})
+        await self.scalar(ctx, [], dump=DUMP, enable_dump=1)
         return int(self.memory.load(DUMP, (64,), np.uint32)[register])
+
+    async def scalar(self, ctx, operations, **fields):
+        """Runs a scalar command with these operations."""
+        self.half = 1 - self.half
+        await give_operations(ctx, self.dut, operations, self.half)
+        await self.command(ctx, self.dut.scalar, {"count": len(operations), "half": self.half, **fields})
 
     async def command(self, ctx, port, fields):
         """Hands over one command and waits until it is done. Returns the cycles it took."""
@@ -305,8 +313,7 @@ def test_weight_update_in_place(width, bits, maximum):
 
     async def bench(ctx):
         await b.set_register(ctx, highest, maximum)
-        await b.command(ctx, b.dut.scalar, {"count": len(program)} | {
-            f"operation{k}": word for k, word in enumerate(program)})
+        await b.scalar(ctx, program)
         await b.command(ctx, b.dut.vector, update)
         assert np.array_equal(b.memory.load(0x8000, weights.shape, weights.dtype), expected)
         assert not b.pulses
@@ -348,8 +355,7 @@ def test_wage_update_of_tiled_weights(rate, limit, maximum):
         ctx.set(b.dut.seed, seed)
         ctx.set(b.dut.step, step)
         await b.set_register(ctx, highest, maximum)
-        await b.command(ctx, b.dut.scalar, {"count": len(program)} | {
-            f"operation{k}": word for k, word in enumerate(program)})
+        await b.scalar(ctx, program)
         await b.command(ctx, b.dut.vector, update)
         assert np.array_equal(b.memory.load(0x8000, (2, taps, 2, v, v), np.int8), tiled(expected))
         assert b.pulses == ({"zero_range"} if maximum == 0 else set())
@@ -443,9 +449,7 @@ def test_wide_passes(core, pattern):
     async def bench(ctx):
         for start in range(0, len(words), 40):
             part = words[start:start + 40]
-            await b.command(ctx, b.dut.scalar, {
-                "count": len(part), "microprogram": 1, "microprogram_address": 100 + start,
-                **{f"operation{k}": word for k, word in enumerate(part)}})
+            await b.scalar(ctx, part, microprogram=1, microprogram_address=100 + start)
         for number in (0, 1, 2, 1, 2, 2):
             counts = [rng.randrange(0, 4) for _ in range(5)]
             fields = {"function": Function.WIDE, "microprogram": 100 + entries[number], "ranges": number and 3,
@@ -584,9 +588,7 @@ def test_dump_is_the_last_write():
         await b.set_register(ctx, SHIFT, 0)
         await b.command(ctx, b.dut.vector, plain(9, lanes, target_width=1, target0_stride4=2 * lanes))
         writes = len(b.memory.writes)
-        await b.command(ctx, b.dut.scalar, {
-            "count": len(program), "load": 0x40004, "dump": 0x400, "enable_load": 1, "enable_dump": 1,
-            **{f"operation{k}": word for k, word in enumerate(program)}})
+        await b.scalar(ctx, program, load=0x40004, dump=0x400, enable_load=1, enable_dump=1)
         assert len(b.memory.writes) == writes + 256 // b.config.line_bytes
         registers = b.memory.load(0x400, (64,), np.int32)
         assert registers[3] == 0x7FFF7FFF
