@@ -4,28 +4,23 @@ from __future__ import annotations
 
 from amaranth.hdl import Array, Cat, Module, Mux, Signal, signed
 from amaranth.lib import stream, wiring
-from amaranth.lib.fifo import SyncFIFO
 from amaranth.lib.memory import Memory
 from amaranth.lib.wiring import In, Out
 
 from .config import CoreConfig
 from .descriptor import LOAD
-from .fold import Fold
 from .interfaces import ADDRESS_BITS, NO_BYPASS, ReadClient
 from .loop_nest import LoopNest
+from .shared_fold import FOLD_LINES, FoldClient
 
 __all__ = ["OperandBuffer"]
-
-FOLD_LINES = 4
-"""Raw lines requested ahead of the folding unit, which takes a line in as many cycles as it has bytes."""
-
 
 class OperandBuffer(wiring.Component):
     """Loads blocks of an operand into two banks by turns and serves slices of the current one.
 
     A load brings ``lines`` consecutive lines for each run of each plane (descriptor section ``load``),
-    stored one after the other from line 0 of a bank; with ``fold`` the packed lines of :class:`Fold` are
-    stored instead. ``advance`` makes the next load's bank current, also before that load has begun (by at
+    stored one after the other from line 0 of a bank; with ``fold`` the packed lines of :class:`hw.fold.Fold`
+    are stored instead. ``advance`` makes the next load's bank current, also before that load has begun (by at
     most 8 loads), and frees the one before. At most one load runs ahead of the current one; two before
     the first ``advance``.
 
@@ -40,7 +35,7 @@ class OperandBuffer(wiring.Component):
     ----------
     command : In stream of LOAD.layout; enable = 0 is taken at once and changes nothing. Released when
         complete.
-    memory : Out(ReadClient), always ready for responses.
+    memory : Out(ReadClient), always ready for responses. fold : Out(FoldClient).
     advance : In(1)  takes effect in the next cycle.
     address : In(16)  slice address: line * (line_bytes / lanes) + slice in line.
     load, wanted : In(1)  takes the address; without ``wanted`` there is nothing to fetch from it.
@@ -63,7 +58,7 @@ class OperandBuffer(wiring.Component):
         self.lanes = lanes
         super().__init__({
             "command": In(stream.Signature(LOAD.layout)),
-            "memory": Out(ReadClient(config)),
+            "memory": Out(ReadClient(config)), "fold": Out(FoldClient(config)),
             "advance": In(1), "address": In(16), "load": In(1), "wanted": In(1),
             "read": In(1),
             "available": Out(1), "data": Out(8 * lanes),
@@ -72,13 +67,11 @@ class OperandBuffer(wiring.Component):
 
     def elaborate(self, platform):
         m = Module()
-        config, load = self.config, self.command.payload
+        config, load, fold = self.config, self.command.payload, self.fold
         request, response = self.memory.request, self.memory.response
         line_bits = (config.line_bytes - 1).bit_length()
         index_bits = (config.buffer_lines - 1).bit_length()
         m.submodules.nest = nest = LoopNest(3, {"address": ADDRESS_BITS})
-        m.submodules.fold = fold = Fold(config)
-        m.submodules.raw = raw = SyncFIFO(width=config.line_bits, depth=FOLD_LINES)
         m.submodules.ram = ram = Memory(shape=config.line_bits, depth=2 * config.buffer_lines, init=[],
                                         attrs=NO_BYPASS)
         write, read = ram.write_port(), ram.read_port()
@@ -89,11 +82,7 @@ class OperandBuffer(wiring.Component):
             nest.stride_address[1].eq(load.run_stride), nest.stride_address[2].eq(config.line_bytes),
             request.payload.eq(nest.value_address[line_bits:]), nest.step.eq(request.valid & request.ready),
             response.ready.eq(1),
-            fold.settings.eq(load),
-            raw.w_data.eq(response.payload), raw.w_en.eq(response.valid & load.fold),
-            fold.line.valid.eq(raw.r_rdy), fold.line.payload.eq(raw.r_data),
-            raw.r_en.eq(fold.line.ready | ~fold.busy),       # lines after the last row are dropped
-            fold.packed.ready.eq(1),
+            fold.settings.eq(load), fold.raw.payload.eq(response.payload), fold.raw.valid.eq(response.valid & load.fold),
         ]
 
         # Bank accounting. `lead` is the number of loads begun minus the number of advances: 0 = the latest
@@ -113,7 +102,7 @@ class OperandBuffer(wiring.Component):
         outstanding = Signal(16)                             # lines requested and not yet known to have arrived
         asking = Signal()                                    # not all of them are requested
         arrived = Signal()
-        m.d.sync += arrived.eq(Mux(load.fold, raw.r_rdy & raw.r_en, response.valid))
+        m.d.sync += arrived.eq(Mux(load.fold, fold.taken, response.valid))
         m.d.comb += [
             write.en.eq(Mux(load.fold, fold.packed.valid, response.valid)),
             write.data.eq(Mux(load.fold, fold.packed.payload, response.payload)),
@@ -133,17 +122,17 @@ class OperandBuffer(wiring.Component):
             m.d.sync += level.eq(level + 1)
         with m.FSM():
             with m.State("IDLE"):
+                m.d.comb += fold.wanted.eq(self.command.valid & load.enable & load.fold & bank_free)
                 with m.If(self.command.valid & ~load.enable):
                     m.d.comb += self.command.ready.eq(1)
-                with m.Elif(self.command.valid & bank_free):
+                with m.Elif(self.command.valid & bank_free & (fold.granted | ~load.fold)):
                     m.d.comb += [begin.eq(1), nest.load.eq(1), fold.start.eq(load.fold)]
                     m.next = "LOAD"
                 with m.Else():
                     m.d.comb += self.stalled_out.eq(self.command.valid)
             with m.State("LOAD"):
-                m.d.comb += [
-                    self.busy.eq(1), self.stalled_in.eq((outstanding != 0) & ~response.valid & ~raw.r_rdy),
-                ]
+                m.d.comb += [self.busy.eq(1), self.stalled_in.eq((outstanding != 0) & ~response.valid & ~fold.taken),
+                             fold.wanted.eq(load.fold)]
                 with m.If(request.valid & request.ready & nest.last):
                     m.d.sync += asking.eq(0)
                 with m.If(~asking & (outstanding == 0) & ~fold.busy):

@@ -14,6 +14,7 @@ from .feeder import Activity, Feeder, result_control
 from .interfaces import ADDRESS_BITS, ReadClient, WriteClient, data_register
 from .operand_buffer import OperandBuffer
 from .sequencer import DescriptorRegister, descriptor_word
+from .shared_fold import SharedFold
 from .store import Store, range_result
 from .weight_ring import WeightRing
 
@@ -87,6 +88,7 @@ class ProductEngine(wiring.Component):
         m.submodules.decode = decode = DescriptorRegister(Opcode.PRODUCT)
         m.submodules.buffer_a = buffer_a = OperandBuffer(config, config.rows)
         m.submodules.buffer_b = buffer_b = OperandBuffer(config, config.columns)
+        m.submodules.shared_fold = shared_fold = SharedFold(config)
         m.submodules.weight_ring = weights = WeightRing(config)
         m.submodules.array = array = SystolicArray(config, result_control(config))
         m.submodules.accumulator = accumulator = Accumulator(config)
@@ -95,6 +97,8 @@ class ProductEngine(wiring.Component):
 
         connect(m, flipped(self.words), decode.words)
         m.d.comb += decode.address.eq(self.address)
+        connect(m, buffer_a.fold, shared_fold.clients[0])
+        connect(m, buffer_b.fold, shared_fold.clients[1])
         connect(m, flipped(self.read_a), buffer_a.memory)
         connect(m, flipped(self.read_b), buffer_b.memory)
         connect(m, flipped(self.read_weights), weights.memory)

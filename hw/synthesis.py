@@ -51,6 +51,7 @@ from .registers import Registers
 from .round_shift import RoundShift
 from .scalar import ScalarUnit
 from .sequencer import Sequencer
+from .shared_fold import SharedFold
 from .slow_paths import report, slow_paths
 from .softmax import Softmax
 from .store import Store
@@ -116,7 +117,7 @@ DESIGNS = {
     "write-port": lambda config: WritePort(config, len(WRITERS)),
     # Product engine and its units.
     "product-engine": ProductEngine, "operand-buffer": lambda config: OperandBuffer(config, config.rows),
-    "weight-ring": WeightRing, "feeder": Feeder, "fold": Fold, "accumulator": Accumulator, "store": Store,
+    "weight-ring": WeightRing, "feeder": Feeder, "shared-fold": SharedFold, "fold": Fold, "accumulator": Accumulator, "store": Store,
     # Vector engine and its units.
     "vector-engine": VectorEngine, "lanes": Lanes, "max-pool": lambda config: MaxPool(config.vector),
     "range-detector": lambda config: RangeDetector(config.vector), "scalar-unit": ScalarUnit,

@@ -5,14 +5,41 @@ import random
 
 import numpy as np
 import pytest
+from amaranth.hdl import Module
+from amaranth.lib import wiring
 
 from hw.config import CoreConfig
 from hw.operand_buffer import OperandBuffer
+from hw.shared_fold import SharedFold
 from tests.hw.memory_model import Memory
 from tests.hw.streams import simulate, stalls, stream_put
 from tests.hw.test_fold import fold_settings, folded
 
 SIZE = 1 << 15
+
+
+class WithFold(wiring.Component):
+    """An operand buffer beside the folding unit, which it shares with another one that asks now and then."""
+
+    def __init__(self, config, lanes, client=0):
+        self.buffer, self.lanes, self.client = OperandBuffer(config, lanes), lanes, client
+        self.shared = SharedFold(config)
+        self.other = self.shared.clients[1 - client]
+        super().__init__({name: member for name, member in self.buffer.signature.members.items() if name != "fold"})
+
+    def elaborate(self, platform):
+        m = Module()
+        m.submodules.buffer, m.submodules.shared = self.buffer, self.shared
+        wiring.connect(m, self.buffer.fold, self.shared.clients[self.client])
+        for name, member in self.signature.members.items():
+            inner, outer = getattr(self.buffer, name), getattr(self, name)
+            if member.is_signature:
+                wiring.connect(m, wiring.flipped(outer), inner)
+            elif member.flow == wiring.In:
+                m.d.comb += inner.eq(outer)
+            else:
+                m.d.comb += outer.eq(inner)
+        return m
 
 
 def _config(rows, columns):
@@ -96,7 +123,7 @@ async def _advance(ctx, dut):
 def test_every_slice_of_every_load(shape, edge, pattern, fold):
     rng = random.Random(f"{shape} {edge} {fold}")
     config = _config(*shape)
-    dut = OperandBuffer(config, getattr(config, edge))
+    dut = WithFold(config, getattr(config, edge), client=fold and edge == "columns")
     memory = Memory(config, SIZE)
     loads = []
     for number in range(7):
@@ -117,6 +144,7 @@ def test_every_slice_of_every_load(shape, edge, pattern, fold):
         for number, (_, expected) in enumerate(loads):
             if number % 3 == 2:
                 await ctx.tick().repeat(300)        # let the loader run ahead
+            ctx.set(dut.other.wanted, 0)
             await _advance(ctx, dut)
             count = len(expected) // dut.lanes
             if number % 2:
@@ -124,6 +152,7 @@ def test_every_slice_of_every_load(shape, edge, pattern, fold):
             else:
                 order = range(count)
             await _read(ctx, dut, order, rng, expected, sink)
+            ctx.set(dut.other.wanted, 1)             # holds up what would begin from now on
             if number % 2:                 # by now everything arrives, in any order
                 await _read(ctx, dut, [rng.randrange(count) for _ in range(60)], rng, expected, sink)
 
