@@ -8,7 +8,7 @@ from amaranth.lib.memory import Memory
 from amaranth.lib.wiring import In, Out
 
 from .config import CoreConfig
-from .interfaces import NO_BYPASS
+from .interfaces import NO_BYPASS, data_register
 
 __all__ = ["Accumulator", "AccumulatorColumn", "REUSE", "control_layout"]
 
@@ -168,6 +168,7 @@ class Accumulator(wiring.Component):
             m.d.sync += [next_slot.eq(next_slot + 1), held_slot.eq(next_slot), fetched.eq(1)]
         with m.Elif(free):
             m.d.sync += fetched.eq(0)
+        result = data_register(m, self.result.payload)
         with m.If(free):
-            m.d.sync += [self.result.valid.eq(fetched), self.result.payload.eq(Cat(results))]
+            m.d.sync += [self.result.valid.eq(fetched), result.eq(Cat(results))]
         return m

@@ -8,6 +8,7 @@ from amaranth.lib.wiring import In, Out
 
 from .config import CoreConfig
 from .descriptor import Mode
+from .interfaces import data_register
 
 __all__ = ["ArrayRow", "SystolicArray"]
 
@@ -59,9 +60,8 @@ class ArrayRow(wiring.Component):
         def register(name, shape):
             return Signal(shape, name=name, reset_less=True)
 
-        # The outputs are registers with a reset: yosys then finds the synchronous reset of `shown` as well.
         operand, weight = register("operand", lanes), register("weight", lanes)
-        shadow = self.shadow
+        shadow = data_register(m, self.shadow)
         # Elements on a diagonal of the array have the same control bits in the same cycle. `keep` makes synthesis leave
         # each its own (see hw/synthesis.py): a shared one would have readers all over the array.
         waiting, no_restart, chain = (Signal(bits, name=name, reset_less=True, attrs={"keep": 1}) for name, bits in
@@ -88,7 +88,7 @@ class ArrayRow(wiring.Component):
             m.d.sync += weight.eq(merge(load, shadow, weight))
         for j in range(columns):
             product, addend = (register(f"{name}{j}", signed(16)) for name in ("product", "addend"))
-            total, total_above = self.sum[j], self.sum_above[j]
+            total, total_above = data_register(m, self.sum[j]), self.sum_above[j]
             m.d.sync += [product.eq(operand[j] * weight[j]), addend.eq(product)]
             base, following = (Signal(signed(SUM_BITS), name=f"{name}{j}") for name in ("base", "following"))
             with m.If(chain.all()):
@@ -100,6 +100,7 @@ class ArrayRow(wiring.Component):
             m.d.comb += following.eq(base + addend)
             # A second register with a synchronous reset costs less than a gate behind the first: 54 instead of
             # 61 LUT4 per element (ECP5, 8x8).
+            # It has the other reset as well, so that yosys finds this one.
             m.d.sync += [total.eq(following), self.shown[j].eq(Mux(no_restart[j], 0, total))]
         return m
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from amaranth.hdl import Array, Cat, Const, Module, Mux, Signal
+from amaranth.hdl import Array, Const, Module, Mux, Signal
 from amaranth.lib import wiring
 from amaranth.lib.memory import Memory
 from amaranth.lib.wiring import In, Out
@@ -53,7 +53,8 @@ class Counters(wiring.Component):
         counts = Array([*recent, *[Const(0, 1)] * (slots - len(recent))])
 
         # In its turn a counter's word is read, in the next cycle it is written.
-        before, more, slot, total = Signal(COUNTER_BITS), Signal(range(slots + 1)), Signal.like(turn), Signal(COUNTER_BITS)
+        before, total = Signal(COUNTER_BITS), Signal(COUNTER_BITS)
+        more, slot = Signal(range(slots + 1)), Signal.like(turn)
         m.d.comb += [old.addr.eq(turn), total.eq(before + more), write.addr.eq(slot), write.data.eq(total),
                      write.en.eq(1)]
         m.d.sync += [turn.eq(turn + 1), slot.eq(turn), more.eq(counts[turn]),

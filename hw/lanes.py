@@ -10,6 +10,7 @@ from golden.rounding import Rounding
 
 from .config import CoreConfig
 from .fifo import Fifo
+from .interfaces import data_register
 from .loop_nest import LoopNest
 from .random_words import RandomWords
 from .round_shift import ROUNDING_BITS, SHIFT_SHAPE, RoundShift
@@ -28,8 +29,8 @@ TARGET_BITS = (8, 16, 32)
 
 
 QUEUE = 32
-"""Vectors in the queues of rounded elements and of random words: more than the pipelines hold, and deep enough for block
-RAM, as each would take 400 LUTs of LUT RAM (with 8 lanes)."""
+"""Vectors in the queues of rounded elements and of random words: more than the pipelines hold, and deep enough for
+block RAM, as each would take 400 LUTs of LUT RAM (with 8 lanes)."""
 
 CHANNEL_BITS = 10
 """Of a channel's number, where labels are compared with it."""
@@ -189,6 +190,8 @@ class Lanes(wiring.Component):
         result = data.StructLayout({"elements": data.ArrayLayout(compared, lanes_count),
                                     "state": data.ArrayLayout(lane_state(), lanes_count)})
         m.submodules.between = between = SkidBuffer(result)
+        between_data, output_data, state_data = (data_register(m, port) for port in (
+            between.input.payload, output.payload, self.state))
         # They and the skid buffer hold five vectors; counted in a register, that keeps the way back short.
         stages_room = _room(m, "stages", 5, step, leaves)
         chosen, subtracted, measured = Signal(), Signal(), Signal()     # that a vector is in the stage; then the output
@@ -233,7 +236,8 @@ class Lanes(wiring.Component):
             zero = ((settings.relu & (y < 0)) | (settings.mask & (other <= 0))
                     | (settings.unpool & (source2.position != position))
                     | (settings.blocked & Cat(source2.clipped, source2.inactive)).any())
-            minuend, subtrahend = Signal(signed(32), name=f"minuend_{i}"), Signal(signed(32), name=f"subtrahend_{i}")
+            minuend, subtrahend = (Signal(signed(32), name=f"{name}_{i}", reset_less=True)
+                                   for name in ("minuend", "subtrahend"))
             labelled, zeroed = Signal(name=f"labelled_{i}"), Signal(name=f"zeroed_{i}")
             difference = Signal(signed(34), name=f"difference_{i}", reset_less=True)
             states = [Signal(lane_state(), name=f"state{k}_{i}", reset_less=True) for k in range(2)]
@@ -247,11 +251,11 @@ class Lanes(wiring.Component):
             with m.If(free_subtracted):
                 m.d.sync += [difference.eq(Mux(zeroed, 0, minuend) - Mux(labelled, target, subtrahend)),
                              states[1].eq(states[0])]
-            element, last = between.input.payload.elements[i], between.output.payload.elements[i]
+            element, last = between_data.elements[i], between.output.payload.elements[i]
             with m.If(free_measured):
                 m.d.sync += [element.value.eq(difference), element.above.eq(difference > bound),
-                             element.below.eq(difference < least), between.input.payload.state[i].eq(states[1])]
+                             element.below.eq(difference < least), between_data.state[i].eq(states[1])]
             with m.If(free_limited):
-                m.d.sync += [output.payload[i].eq(Mux(last.above, bound, Mux(last.below, least, last.value))),
-                             self.state[i].eq(between.output.payload.state[i])]
+                m.d.sync += [output_data[i].eq(Mux(last.above, bound, Mux(last.below, least, last.value))),
+                             state_data[i].eq(between.output.payload.state[i])]
         return m

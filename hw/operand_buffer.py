@@ -9,7 +9,7 @@ from amaranth.lib.wiring import In, Out
 
 from .config import CoreConfig
 from .descriptor import LOAD
-from .interfaces import ADDRESS_BITS, NO_BYPASS, ReadClient
+from .interfaces import ADDRESS_BITS, NO_BYPASS, ReadClient, data_register
 from .loop_nest import LoopNest
 from .shared_fold import FOLD_LINES, FoldClient
 
@@ -82,7 +82,8 @@ class OperandBuffer(wiring.Component):
             nest.stride_address[1].eq(load.run_stride), nest.stride_address[2].eq(config.line_bytes),
             request.payload.eq(nest.value_address[line_bits:]), nest.step.eq(request.valid & request.ready),
             response.ready.eq(1),
-            fold.settings.eq(load), fold.raw.payload.eq(response.payload), fold.raw.valid.eq(response.valid & load.fold),
+            fold.settings.eq(load), fold.raw.payload.eq(response.payload),
+            fold.raw.valid.eq(response.valid & load.fold),
         ]
 
         # Bank accounting. `lead` is the number of loads begun minus the number of advances: 0 = the latest
@@ -160,7 +161,7 @@ class OperandBuffer(wiring.Component):
         choice = Signal(slice_bits)
         fetched = Signal()
         m.d.sync += [choice.eq(held[:slice_bits]), fetched.eq(self.read)]
+        slice_register = data_register(m, self.data)
         with m.If(fetched):
-            m.d.sync += self.data.eq(Array(read.data.word_select(k, 8 * self.lanes)
-                                           for k in range(slices))[choice])
+            m.d.sync += slice_register.eq(Array(read.data.word_select(k, 8 * self.lanes) for k in range(slices))[choice])
         return m

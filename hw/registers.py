@@ -89,7 +89,8 @@ class Registers(wiring.Component):
     done : In(1)  one cycle: the program has ended and all its writes are acknowledged.
     error : In(1)  an error; in the first cycle of a run in which it is high, ``error_code``, ``error_descriptor``
         and ``error_address`` are taken. It may stay high until ``soft_reset``.
-    counter_select : Out  number of the counter that the host wants to see. counter : In(48)  its value, two cycles later.
+    counter_select : Out  number of the counter that the host wants to see. counter : In(48)  its value, two cycles
+        later.
     """
 
     def __init__(self, config: CoreConfig, counters: int):

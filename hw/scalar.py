@@ -16,7 +16,7 @@ from amaranth.lib.wiring import In, Out
 
 from .config import CoreConfig
 from .descriptor import SCALAR, SCALAR_OPERATIONS, ProgramError
-from .interfaces import NO_BYPASS, ReadClient, WriteClient
+from .interfaces import NO_BYPASS, ReadClient, WriteClient, data_register
 from .range_detector import range_result
 
 __all__ = ["Operation", "REGISTERS", "ZERO", "STEP", "ScalarUnit", "assemble", "disassemble", "operation_slot", "run",
@@ -351,6 +351,7 @@ class ScalarUnit(wiring.Component):
         unknown, beyond_limit, no_range = Signal(), Signal(), Signal()    # of the result
         m.d.sync += self.store_enable.eq(0)
         line = self.write.line
+        line_data = data_register(m, line.p.data)
         lane = index[:(lanes - 1).bit_length()]
         m.d.comb += line.p.strobe.eq(~0)
         with m.FSM():
@@ -438,7 +439,7 @@ class ScalarUnit(wiring.Component):
                     m.d.sync += dumping.eq(1)
                     m.next = "COLLECT"
             with m.State("COLLECT"):
-                m.d.sync += [line.p.data.word_select(lane, 32).eq(b), index.eq(index + 1)]
+                m.d.sync += [line_data.word_select(lane, 32).eq(b), index.eq(index + 1)]
                 with m.If(lane.all()):
                     m.next = "DUMP"
             with m.State("DUMP"):

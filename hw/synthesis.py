@@ -117,7 +117,8 @@ DESIGNS = {
     "write-port": lambda config: WritePort(config, len(WRITERS)),
     # Product engine and its units.
     "product-engine": ProductEngine, "operand-buffer": lambda config: OperandBuffer(config, config.rows),
-    "weight-ring": WeightRing, "feeder": Feeder, "shared-fold": SharedFold, "fold": Fold, "accumulator": Accumulator, "store": Store,
+    "weight-ring": WeightRing, "feeder": Feeder, "shared-fold": SharedFold, "fold": Fold, "accumulator": Accumulator,
+    "store": Store,
     # Vector engine and its units.
     "vector-engine": VectorEngine, "lanes": Lanes, "max-pool": lambda config: MaxPool(config.vector),
     "range-detector": lambda config: RangeDetector(config.vector), "scalar-unit": ScalarUnit,

@@ -11,7 +11,7 @@ from amaranth.lib.wiring import In, Out
 from .config import CoreConfig
 from .descriptor import WEIGHTS, Mode
 from .feeder import FEED_LATENCY
-from .interfaces import ADDRESS_BITS, NO_BYPASS, ReadClient
+from .interfaces import ADDRESS_BITS, NO_BYPASS, ReadClient, data_register
 from .loop_nest import LoopNest
 
 __all__ = ["weight_command", "WeightRing"]
@@ -171,8 +171,9 @@ class WeightRing(wiring.Component):
         choice = Signal(2 + part_bits)
         fetched = Signal()
         m.d.sync += [choice.eq(Cat(part[:part_bits], row[:2])), fetched.eq(left != 0), self.shift.eq(fetched)]
+        vector_register = data_register(m, self.vector)
         with m.If(fetched):
             vectors = [read.data.word_select(k, 8 * config.vector) for k in range(4)]
-            m.d.sync += self.vector.eq(Array(vector[8 * narrow * k:] for vector in vectors
-                                             for k in range(parts))[choice])
+            m.d.sync += vector_register.eq(Array(vector[8 * narrow * k:] for vector in vectors
+                                                 for k in range(parts))[choice])
         return m

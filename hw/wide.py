@@ -8,7 +8,7 @@ from amaranth.lib.wiring import In, Out
 
 from .config import CoreConfig
 from .divider import Divider
-from .interfaces import NO_BYPASS
+from .interfaces import NO_BYPASS, data_register
 from .isqrt import SquareRoot
 from .loop_nest import LoopNest
 from .microprogram import BITS, LANE_REGISTERS, MICROPROGRAM_WORDS, RANGES, Kind, WideOperation, word_layout
@@ -180,6 +180,7 @@ class WideLanes(wiring.Component):
 
         # A vector leaves when its last lanes have been collected.
         collects, full = Signal(), Signal()
+        collected = data_register(m, self.output.payload)
         m.d.comb += [collects.eq(stages[0].valid & control.write), self.output.valid.eq(full)]
         with m.If(full & self.output.ready):
             m.d.sync += full.eq(0)
@@ -187,7 +188,7 @@ class WideLanes(wiring.Component):
             for lane in range(lanes):
                 t, p = divmod(lane, processors)
                 with m.If(stages[0].turn == t):
-                    m.d.sync += self.output.payload[lane].eq(a[p])
+                    m.d.sync += collected[lane].eq(a[p])
             with m.If(stages[0].turn == TURNS - 1):
                 m.d.sync += full.eq(1)
 

@@ -18,8 +18,8 @@ from hw.microprogram import assemble as assemble_wide
 from hw.scalar import Operation, assemble
 from hw.vector import Function, VectorEngine
 from tests.hw.memory_model import Memory
-from tests.hw.test_scalar import give_operations
 from tests.hw.streams import STALLS, simulate, stalls
+from tests.hw.test_scalar import give_operations
 from tests.hw.vector_reference import TYPES, execute
 from tests.hw.vector_reference import Wide as WideState
 
