@@ -163,5 +163,6 @@ class OperandBuffer(wiring.Component):
         m.d.sync += [choice.eq(held[:slice_bits]), fetched.eq(self.read)]
         slice_register = data_register(m, self.data)
         with m.If(fetched):
-            m.d.sync += slice_register.eq(Array(read.data.word_select(k, 8 * self.lanes) for k in range(slices))[choice])
+            parts = Array(read.data.word_select(k, 8 * self.lanes) for k in range(slices))
+            m.d.sync += slice_register.eq(parts[choice])
         return m
