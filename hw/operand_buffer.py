@@ -82,7 +82,7 @@ class OperandBuffer(wiring.Component):
             nest.stride_address[1].eq(load.run_stride), nest.stride_address[2].eq(config.line_bytes),
             request.payload.eq(nest.value_address[line_bits:]), nest.step.eq(request.valid & request.ready),
             response.ready.eq(1),
-            fold.settings.eq(load), fold.raw.payload.eq(response.payload),
+            fold.settings.eq(load), fold.raw.data.eq(response.payload),
             fold.raw.valid.eq(response.valid & load.fold),
         ]
 
@@ -106,7 +106,7 @@ class OperandBuffer(wiring.Component):
         m.d.sync += arrived.eq(Mux(load.fold, fold.taken, response.valid))
         m.d.comb += [
             write.en.eq(Mux(load.fold, fold.packed.valid, response.valid)),
-            write.data.eq(Mux(load.fold, fold.packed.payload, response.payload)),
+            write.data.eq(Mux(load.fold, fold.packed.data, response.payload)),
             write.addr.eq(Cat(level[:index_bits], target)),
         ]
         # Places of the queue before the folding unit, less those that requested lines need: all in a plain load.

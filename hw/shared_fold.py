@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from amaranth.hdl import Array, Module, Mux, Signal
-from amaranth.lib import stream, wiring
+from amaranth.lib import data, wiring
 from amaranth.lib.wiring import In, Out
 
 from .config import CoreConfig
@@ -22,16 +22,16 @@ class FoldClient(wiring.Signature):
 
     wanted : Out  the unit is asked for, from before the load until its end. granted : In  it is this client's.
     start : Out  with ``granted``: begin. settings : Out(LOAD.layout), held while ``wanted``.
-    raw : Out(stream of lines), always taken; at most FOLD_LINES that were not ``taken``.
-    taken : In  a raw line has left the queue. packed : In(stream of lines), always taken.
+    raw : Out  a line, if valid; it is taken in that cycle. At most FOLD_LINES that were not ``taken``.
+    taken : In  a raw line has left the queue. packed : In  a packed line, if valid, only in that cycle.
     busy : In  as :class:`hw.fold.Fold` has it.
     """
 
     def __init__(self, config: CoreConfig):
-        lines = stream.Signature(config.line_bits, always_ready=True)
+        line = data.StructLayout({"valid": 1, "data": config.line_bits})
         super().__init__({
             "wanted": Out(1), "granted": In(1), "start": Out(1), "settings": Out(LOAD.layout),
-            "raw": Out(lines), "taken": In(1), "packed": In(lines), "busy": In(1),
+            "raw": Out(line), "taken": In(1), "packed": In(line), "busy": In(1),
         })
 
 
@@ -61,7 +61,7 @@ class SharedFold(wiring.Component):
         with m.Elif(~wanted[owner]):
             m.d.sync += owned.eq(0)
 
-        lines = Array(client.raw.payload for client in self.clients)
+        lines = Array(client.raw.data for client in self.clients)
         m.d.comb += [
             fold.settings.eq(Mux(owner, self.clients[1].settings, self.clients[0].settings)),
             raw.input.payload.eq(lines[owner]),
@@ -73,7 +73,7 @@ class SharedFold(wiring.Component):
             mine = owned & (owner == k)
             m.d.comb += [client.granted.eq(mine), client.taken.eq(mine & taken), client.busy.eq(mine & fold.busy),
                          client.packed.valid.eq(mine & fold.packed.valid),
-                         client.packed.payload.eq(fold.packed.payload)]
+                         client.packed.data.eq(fold.packed.payload)]
             with m.If(mine):
                 m.d.comb += [fold.start.eq(client.start), raw.input.valid.eq(client.raw.valid)]
         return m

@@ -16,6 +16,7 @@ from .harness import (
     BY_BITS,
     Fault,
     Proof,
+    after,
     anyconst,
     anyseq,
     assume_stream,
@@ -128,6 +129,7 @@ class DependencyProof(Elaboratable):
             Assume(~store.done | (finished["stored"] < begun["store"])),
             Assume(~engine.done | (finished["completed"] < begun["vector"])),
             Assume(~sequencer.iteration | (idle & ~words)),
+            Assume(~words | after(m, 1)),          # the engines are in reset in the first cycle
             *(Assume(~flag) for flag in (
                 units["Registers"].soft_reset, sequencer.illegal, engine.illegal, engine.exponent_saturated,
                 units["ReadPort"].error, units["WritePort"].error, units["Accumulator"].overflow)),
