@@ -45,12 +45,12 @@ from hw.core import READERS, WRITERS
 from hw.descriptor import DESCRIPTOR_WORDS, FORMATS, Mode, Opcode
 from hw.feeder import FEED_LATENCY, result_control
 from hw.lanes import DRAWING
-from hw.operand_buffer import FOLD_LINES
 from hw.random_words import RandomWords
 from hw.read_port import OUTSTANDING_LINES, READ_PATIENCE
 from hw.round_shift import RoundShift
 from hw.scalar import REGISTERS
 from hw.sequencer import last_word
+from hw.shared_fold import FOLD_LINES
 from hw.vector import Function
 from hw.write_port import BUFFER_LINES, WRITE_PATIENCE
 
