@@ -68,7 +68,8 @@ class CopyTop(wiring.Component):
                 m.d.sync += written.eq(written + 1)
             with m.If(registers.start):
                 m.d.sync += [asked.eq(0), written.eq(0)]
-            m.d.comb += registers.counters[i].eq(written)
+            with m.If(registers.counter_select == i):
+                m.d.comb += registers.counter.eq(written)
 
         failed = reads.error | writes.error
         m.d.comb += [
