@@ -274,6 +274,32 @@ def test_window(line, inside):
     test.run(bench)
 
 
+@pytest.mark.parametrize("before", [0, 1, 5])
+def test_lines_behind_one_outside_the_window_are_dropped_with_it(before):
+    """A client that goes on giving lines until it is held up: those before the one outside are written, none behind it,
+    and lines given after the error was cleared carry their own data."""
+    test = Halting(latency=12)
+    writes = items(TINY, range(0x100, 0x100 + before), whole=True)
+
+    async def bench(ctx):
+        await test.window(ctx)
+        for item in writes:
+            apply(test.expected, TINY, item)
+        line, taken = test.dut.clients[0].line, 0
+        for item in [*writes, *items(TINY, [0x200, *range(0x110, 0x120)], seed=2, whole=True)]:
+            ctx.set(line.payload, item)
+            ctx.set(line.valid, 1)
+            taken += ctx.get(line.ready)
+            await ctx.tick()
+        ctx.set(line.valid, 0)
+        assert taken > before + 1, "no line came behind the one outside"
+        await test.settle(ctx)
+        assert ctx.get(test.dut.error_address) == 0x2000
+        await test.resume(ctx)
+
+    test.run(bench)
+
+
 def test_an_error_response_halts():
     test = Halting(failing=[0x1108], latency=20)
 
