@@ -161,6 +161,26 @@ def at_power_up(verilog):
     return re.sub(r"^  integer (word_\w+);\n  initial for \(\1 = 0;.*\n.* = 0;\n", "", text, flags=re.M)
 
 
+def at_collisions(verilog):
+    """The generated Verilog with memories that give a wrong word if it is written in the cycle of its reading.
+
+    Those that promise synthesis that nobody needs such a word (`hw.interfaces.NO_BYPASS`) get no bypass in an FPGA.
+    """
+    memory = (
+        r"\(\* no_rw_check = 32'd1 \*\)\n(?:  \(\*.*\*\)\n)*"
+        r"  reg \[\d+:0\] (?P<name>\S+) +\[\d+:0\];\n(?:(?!endmodule).*\n)*?"
+        r"    if \((?P<enable>.+)\)\n      (?P=name) ?\[(?P<write>.+)\] <= .*\n(?:(?!endmodule).*\n)*?"
+        r"(?P<read>    +_\d+_ <= )(?P<word>(?P=name) ?\[(?P<address>.+)\]);"
+    )
+
+    def collide(found):
+        word = found["word"]
+        collides = f"({found['enable']}) && ({found['write']}) == ({found['address']})"
+        return found[0][: found.start("read") - found.start()] + f"{found['read']}({collides}) ? ~{word} : {word};"
+
+    return re.sub(memory, collide, verilog)
+
+
 def _control_file(verilog, top, probes):
     """Verilator control file: only ports and probes stay visible, all else may be optimised away."""
     lines = ["`verilator_config"]
@@ -259,7 +279,7 @@ def build(verilog, *, top="intrain", flavour="fast", program="main.cpp", probes=
     compiler, compiler_version = find_compiler()
     bare = flavour == "bare"
     files = {
-        f"{top}.v": at_power_up(verilog) if flavour == "debug" else verilog,
+        f"{top}.v": at_collisions(at_power_up(verilog)) if flavour == "debug" else verilog,
         "visible.vlt": "`verilator_config\n" if bare else _control_file(verilog, top, probes),
         "control_layout.h": control.c_header(),
     }
