@@ -16,6 +16,7 @@ import platform
 import re
 import shutil
 import subprocess
+import sys
 import time
 from dataclasses import dataclass, field
 from functools import cache
@@ -455,6 +456,7 @@ def _compile(folder, files, flags, optimise, tool, compiler, top):
         "CFG_CXXFLAGS_PCH_I": "-include",
         "CFG_CXXFLAGS_STD": "-std=gnu++17",
         "CFG_LDLIBS_THREADS": "-pthread",
+        "PYTHON3": sys.executable,  # Verilator asks for `python`, which not every machine has
     }
     variables = [f"{name}={value}" for name, value in {**quirks, **optimise, "CXX": compiler, "LINK": compiler}.items()]
     if "lz4.h" in files:
