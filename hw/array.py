@@ -99,8 +99,7 @@ class ArrayRow(wiring.Component):
                 m.d.comb += base.eq(total)
             m.d.comb += following.eq(base + addend)
             # A second register with a synchronous reset costs less than a gate behind the first: 54 instead of
-            # 61 LUT4 per element (ECP5, 8x8).
-            # It has the other reset as well, so that yosys finds this one.
+            # 61 LUT4 per element (ECP5, 8x8). It keeps its reset after power-up too: only so yosys finds this one.
             m.d.sync += [total.eq(following), self.shown[j].eq(Mux(no_restart[j], 0, total))]
         return m
 

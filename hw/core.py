@@ -81,7 +81,7 @@ class VectorQueue(wiring.Component):
         m.submodules.scalar_command = scalar = StreamRegister(engine.scalar.p.shape())
         # Operations go to the scalar unit as they come; those of the next command to the other half of its memory.
         half, first = Signal(), offsets(Opcode.SCALAR)["scalar", "operation0"][0]
-        with m.If(decode.release & (decode.header.opcode == Opcode.SCALAR)):
+        with m.If(scalar.i.valid):           # only while it is taken
             m.d.sync += half.eq(~half)
         connect(m, flipped(self.words), decode.words)
         connect(m, vector.o, engine.vector)

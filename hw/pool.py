@@ -55,7 +55,7 @@ class MaxPool(wiring.Component):
                 with m.If((position == 0) | (vector[i] > best.value[i])):
                     m.d.sync += [best.value[i].eq(vector[i]), best.choice[i].eq(position)]
         with m.If(~self.output.valid):
-            m.d.sync += [self.output.valid.eq(complete & go), self.output.payload.eq(best)]
+            m.d.sync += [self.output.valid.eq(complete), self.output.payload.eq(best)]
         with m.Elif(self.output.ready):
             m.d.sync += self.output.valid.eq(0)
         return m
