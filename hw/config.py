@@ -7,7 +7,10 @@ import operator
 import tomllib
 from pathlib import Path
 
-__all__ = ["CoreConfig", "ConfigError", "PRESETS", "load"]
+__all__ = ["METHODS", "CoreConfig", "ConfigError", "PRESETS", "load"]
+
+METHODS = ("niti", "wage", "dfp")
+"""Training methods a core can be built for. niti stands for its variant niti-2020, too."""
 
 
 class ConfigError(ValueError):
@@ -33,6 +36,8 @@ class CoreConfig:
     accumulator_entries : int32 vectors held below the array while they are summed over taps and channel tiles.
     result_entries : int32 vectors of finished results waiting for memory.
     weight_lines : lines of the weight ring, which hides the memory's latency from weight tiles.
+    methods : training methods, one or more of ``METHODS`` (default: all). Units, rounding rules and widths that none of
+        them needs are left out; a descriptor that asks for one is illegal.
     """
 
     name: str
@@ -43,10 +48,16 @@ class CoreConfig:
     accumulator_entries: int = 512
     result_entries: int = 512
     weight_lines: int = 64
+    methods: tuple[str, ...] = METHODS
 
     def __post_init__(self):
+        known = isinstance(self.methods, (list, tuple)) and [name for name in METHODS if name in self.methods]
+        if not known or len(known) != len(self.methods):
+            raise ConfigError(f"core {self.name!r}: methods must be a list of one or more of {', '.join(METHODS)}, "
+                              f"each once, not {self.methods!r}")
+        object.__setattr__(self, "methods", tuple(known))
         for field in dataclasses.fields(self):
-            if field.name != "name":
+            if field.name not in ("name", "methods"):
                 try:
                     value = operator.index(getattr(self, field.name))
                 except TypeError:
@@ -90,6 +101,7 @@ class CoreConfig:
 PRESETS = {config.name: config for config in (
     CoreConfig(name="tiny", rows=4, columns=4, buffer_lines=256, accumulator_entries=256, result_entries=256),
     CoreConfig(name="small", rows=8, columns=8),
+    *(CoreConfig(name=f"small-{method}", rows=8, columns=8, methods=(method,)) for method in METHODS),
     CoreConfig(name="base", rows=16, columns=16),
     CoreConfig(name="large", rows=32, columns=32, beat_bytes=64),
     CoreConfig(name="wide", rows=4, columns=8),

@@ -16,7 +16,8 @@ from .random_words import RandomWords
 from .round_shift import ROUNDING_BITS, SHIFT_SHAPE, RoundShift
 from .skid_buffer import SkidBuffer
 
-__all__ = ["CHANNEL_BITS", "DRAWING", "ROUNDINGS", "TARGET_BITS", "Lanes", "lane_settings", "lane_state"]
+__all__ = ["CHANNEL_BITS", "DRAWING", "ROUNDINGS", "TARGET_BITS", "Lanes", "lane_settings", "lane_state", "roundings",
+           "target_bits"]
 
 ROUNDINGS = tuple(rule for rule in Rounding if rule is not Rounding.STOCHASTIC_MAGNITUDE)
 """Rules the lanes implement: all that a method uses on tensors. STOCHASTIC_MAGNITUDE is for niti's loss with a draw."""
@@ -26,6 +27,23 @@ DRAWING = tuple(rule for rule in ROUNDINGS if rule.needs_draw)
 
 TARGET_BITS = (8, 16, 32)
 """Bits of a result, by the code in the descriptor's width fields."""
+
+_METHOD_ROUNDINGS = {
+    "niti": (Rounding.NEAREST, Rounding.PSEUDO_STOCHASTIC),
+    "wage": (Rounding.TRUNCATE, Rounding.HALF_EVEN, Rounding.STOCHASTIC_16),
+    "dfp": (Rounding.TRUNCATE, Rounding.HALF_UP, Rounding.STOCHASTIC),
+}
+_METHOD_BITS = {"niti": (8, 16), "wage": (8, 32), "dfp": (8, 16, 32)}
+
+
+def roundings(config: CoreConfig) -> tuple[Rounding, ...]:
+    """Those of ``ROUNDINGS`` that the core's methods use."""
+    return tuple(rule for rule in ROUNDINGS if any(rule in _METHOD_ROUNDINGS[method] for method in config.methods))
+
+
+def target_bits(config: CoreConfig) -> tuple[int, ...]:
+    """Those of ``TARGET_BITS`` that the core's methods use."""
+    return tuple(bits for bits in TARGET_BITS if any(bits in _METHOD_BITS[method] for method in config.methods))
 
 
 QUEUE = 32
@@ -89,6 +107,9 @@ class Lanes(wiring.Component):
     16 bits for STOCHASTIC_16). Index times INDEX_MULTIPLIER is ``random_start`` plus the loops' ``random_stride``s, so
     any order of the elements gets the words of their logical places.
 
+    A core has the rules and widths that its methods use (:func:`roundings`, :func:`target_bits`), random words if one
+    of these rules draws, and states if wage is among the methods; without, ``words`` never come and ``state`` is 0.
+
     Attributes
     ----------
     start : In(1)  restart the loops, and with ``draw`` compute the key; no vector may be under way.
@@ -128,62 +149,45 @@ class Lanes(wiring.Component):
         settings, output = self.settings, self.output
         lanes_count = self.config.vector
         lane_bits = lanes_count.bit_length() - 1
-        m.submodules.round = rounder = RoundShift(lanes_count, ROUNDINGS, width=32, target_bits=TARGET_BITS, flags=True)
+        rules, widths, states = roundings(self.config), target_bits(self.config), "wage" in self.config.methods
+        m.submodules.round = rounder = RoundShift(lanes_count, rules, width=32, target_bits=widths, flags=states)
         m.submodules.nest = nest = LoopNest(5, {"channel": CHANNEL_BITS})
         for k in range(5):
             m.d.comb += nest.count[k].eq(self.count[k])
         m.d.comb += nest.stride_channel[4].eq(lanes_count)
 
-        # Random words run ahead of the vectors into a queue with room for all that are on the way.
-        m.submodules.random = random = RandomWords(lanes_count)
-        m.submodules.random_nest = random_nest = LoopNest(5, {"product": 32})
-        drawing, drawn = Signal(), Signal()        # words remain to be asked for; this vector's words are there
-        m.submodules.drawn = queue = Fifo(random.words.shape(), QUEUE)
-        taken = Signal()
-        words_room = _room(m, "words", QUEUE, random.i_valid, taken)
-        m.d.comb += [
-            random.seed.eq(self.seed), random.step.eq(self.step), random.stream.eq(self.stream),
-            random.load.eq(self.start & settings.draw),
-            random.product.eq(random_nest.value_product), random.i_valid.eq(drawing & random.ready & words_room),
-            queue.input.valid.eq(random.o_valid), queue.input.payload.eq(random.words),
-            queue.output.ready.eq((self.x.valid & self.x.ready & settings.draw) | self.words.ready),
-            taken.eq(queue.output.valid & queue.output.ready),
-            self.words.valid.eq(queue.output.valid), self.words.payload.eq(queue.output.payload),
-            random_nest.load.eq(self.start), random_nest.start_product.eq(self.random_start),
-            random_nest.step.eq(random.i_valid), drawn.eq(~settings.draw | queue.output.valid),
-        ]
-        for k in range(5):
-            m.d.comb += [random_nest.count[k].eq(self.count[k]),
-                         random_nest.stride_product[k].eq(self.random_stride[k])]
-        with m.If(self.start):
-            m.d.sync += drawing.eq(settings.draw)
-        with m.Elif(random_nest.step & random_nest.last):
-            m.d.sync += drawing.eq(0)
-        sixteen = settings.rounding == Rounding.STOCHASTIC_16.code
-        for i in range(lanes_count):
-            m.d.comb += rounder.draw[i].eq(Mux(sixteen, queue.output.payload[i][16:], queue.output.payload[i]))
+        drawn = Signal(init=1)       # this vector's random words are there, or it needs none
+        if rounder.needs_draw:
+            self._random_words(m, rounder, drawn)
 
         pooled = self.pooled         # beside its element through the pipeline of the rounder
-        for k in range(RoundShift.latency):
+        for k in range(RoundShift.latency if states else 0):
             later = [Signal(2, name=f"pooled{k + 1}_{i}", reset_less=True) for i in range(lanes_count)]
             m.d.sync += [after.eq(before) for after, before in zip(later, pooled, strict=True)]
             pooled = later
 
         # The rounder runs freely into a queue with room for all vectors that are in it.
-        element = data.StructLayout({"y": signed(32), "clipped": 1, "positive": 1, "pooled": 2})
+        flags = {"clipped": 1, "positive": 1, "pooled": 2} if states else {}
+        element = data.StructLayout({"y": signed(max(widths)), **flags})
         m.submodules.rounded = rounded = Fifo(data.ArrayLayout(element, lanes_count), QUEUE)
         enter, step, leaves = Signal(), Signal(), Signal()
         rounder_room = _room(m, "rounder", QUEUE, enter, step)
         m.d.comb += [
             self.x.ready.eq(rounder_room & drawn), enter.eq(self.x.valid & self.x.ready),
             rounder.i_valid.eq(enter), rounder.x.eq(self.x.payload), rounder.shift.eq(settings.shift),
-            rounder.rounding.eq(settings.rounding), rounder.target.eq(settings.width),
+            rounder.rounding.eq(settings.rounding),
             rounded.input.valid.eq(rounder.o_valid), rounded.output.ready.eq(step),
         ]
+        with m.Switch(settings.width):
+            for k, bits in enumerate(widths):
+                with m.Case(TARGET_BITS.index(bits)):
+                    m.d.comb += rounder.target.eq(k)
         for i in range(lanes_count):
             into = rounded.input.payload[i]
-            m.d.comb += [into.y.eq(rounder.o[i]), into.clipped.eq(rounder.clipped[i]),
-                         into.positive.eq(rounder.positive[i]), into.pooled.eq(pooled[i])]
+            m.d.comb += into.y.eq(rounder.o[i])
+            if states:
+                m.d.comb += [into.clipped.eq(rounder.clipped[i]), into.positive.eq(rounder.positive[i]),
+                             into.pooled.eq(pooled[i])]
 
         # Four stages behind the queue: choice of the operands, their difference, its comparison, the limit.
         compared = data.StructLayout({"value": signed(32), "above": 1, "below": 1})
@@ -240,22 +244,54 @@ class Lanes(wiring.Component):
                                    for name in ("minuend", "subtrahend"))
             labelled, zeroed = Signal(name=f"labelled_{i}"), Signal(name=f"zeroed_{i}")
             difference = Signal(signed(34), name=f"difference_{i}", reset_less=True)
-            states = [Signal(lane_state(), name=f"state{k}_{i}", reset_less=True) for k in range(2)]
+            state = [Signal(lane_state(), name=f"state{k}_{i}", reset_less=True) for k in range(2)]
             with m.If(free_chosen):
                 m.d.sync += [
                     minuend.eq(Mux(settings.subtract, other, y)), zeroed.eq(~settings.subtract & zero),
                     subtrahend.eq(Mux(settings.subtract, y, 0)), labelled.eq(here & (self.label[:lane_bits] == i)),
-                    states[0].position.eq(head.pooled), states[0].inactive.eq(~head.positive),
-                    states[0].clipped.eq(head.clipped & (head.positive | ~settings.relu)),
                 ]
+                if states:
+                    m.d.sync += [state[0].position.eq(head.pooled), state[0].inactive.eq(~head.positive),
+                                 state[0].clipped.eq(head.clipped & (head.positive | ~settings.relu))]
             with m.If(free_subtracted):
                 m.d.sync += [difference.eq(Mux(zeroed, 0, minuend) - Mux(labelled, target, subtrahend)),
-                             states[1].eq(states[0])]
+                             state[1].eq(state[0])]
             element, last = between_data.elements[i], between.output.payload.elements[i]
             with m.If(free_measured):
                 m.d.sync += [element.value.eq(difference), element.above.eq(difference > bound),
-                             element.below.eq(difference < least), between_data.state[i].eq(states[1])]
+                             element.below.eq(difference < least), between_data.state[i].eq(state[1])]
             with m.If(free_limited):
                 m.d.sync += [output_data[i].eq(Mux(last.above, bound, Mux(last.below, least, last.value))),
                              state_data[i].eq(between.output.payload.state[i])]
         return m
+
+    def _random_words(self, m, rounder, drawn):
+        """Random words run ahead of the vectors into a queue with room for all that are on the way."""
+        settings, lanes_count = self.settings, self.config.vector
+        m.submodules.random = random = RandomWords(lanes_count)
+        m.submodules.random_nest = random_nest = LoopNest(5, {"product": 32})
+        drawing = Signal()           # words remain to be asked for
+        m.submodules.drawn = queue = Fifo(random.words.shape(), QUEUE)
+        taken = Signal()
+        words_room = _room(m, "words", QUEUE, random.i_valid, taken)
+        m.d.comb += [
+            random.seed.eq(self.seed), random.step.eq(self.step), random.stream.eq(self.stream),
+            random.load.eq(self.start & settings.draw),
+            random.product.eq(random_nest.value_product), random.i_valid.eq(drawing & random.ready & words_room),
+            queue.input.valid.eq(random.o_valid), queue.input.payload.eq(random.words),
+            queue.output.ready.eq((self.x.valid & self.x.ready & settings.draw) | self.words.ready),
+            taken.eq(queue.output.valid & queue.output.ready),
+            self.words.valid.eq(queue.output.valid), self.words.payload.eq(queue.output.payload),
+            random_nest.load.eq(self.start), random_nest.start_product.eq(self.random_start),
+            random_nest.step.eq(random.i_valid), drawn.eq(~settings.draw | queue.output.valid),
+        ]
+        for k in range(5):
+            m.d.comb += [random_nest.count[k].eq(self.count[k]),
+                         random_nest.stride_product[k].eq(self.random_stride[k])]
+        with m.If(self.start):
+            m.d.sync += drawing.eq(settings.draw)
+        with m.Elif(random_nest.step & random_nest.last):
+            m.d.sync += drawing.eq(0)
+        sixteen = settings.rounding == Rounding.STOCHASTIC_16.code
+        for i in range(lanes_count):
+            m.d.comb += rounder.draw[i].eq(Mux(sixteen, queue.output.payload[i][16:], queue.output.payload[i]))

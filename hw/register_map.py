@@ -5,14 +5,14 @@ from __future__ import annotations
 import dataclasses
 import enum
 
-from .config import CoreConfig
+from .config import METHODS, CoreConfig
 from .errors import ERROR_BITS, ErrorCode
 
 __all__ = ["Access", "RegisterField", "Register", "REGISTERS", "IDENTIFIER", "VERSION", "MAX_COUNTERS", "COUNTER_BITS",
            "offset", "constants", "as_json", "c_header", "markdown"]
 
 IDENTIFIER = int.from_bytes(b"INTR", "little")
-VERSION = (1, 1)         # of registers and program format; the first number changes when drivers must change
+VERSION = (1, 2)         # of registers and program format; the first number changes when drivers must change
 MAX_COUNTERS = 64
 COUNTER_BITS = 48
 
@@ -74,6 +74,8 @@ REGISTERS = (
         _read("accumulator_entries", 0, 16, "int32 vectors below the array"),
         _read("result_entries", 16, 16, "int32 vectors waiting for memory"))),
     Register("COUNTERS", 0x014, "Performance counters.", (_read("count", 0, 8, "number of counters"),)),
+    Register("METHODS", 0x018, "Training methods the core is built for.",
+             tuple(_read(method, k, 1, f"1: it runs {method}") for k, method in enumerate(METHODS))),
     Register("CONTROL", 0x020, "Commands. A start while STATUS.busy or STATUS.error is 1 or STATUS.idle is 0 is "
              "refused (SLVERR), unless the same write resets: then only the reset acts.", (
                  RegisterField("start", 0, 1, Access.COMMAND, "doorbell: run the program at PROGRAM; clears "
@@ -130,6 +132,7 @@ def constants(config: CoreConfig, counters: int) -> dict[tuple[str, str], int]:
              "RESULTS": ("accumulator_entries", "result_entries")}
     return {("ID", "value"): IDENTIFIER, ("VERSION", "major"): VERSION[0], ("VERSION", "minor"): VERSION[1],
             ("COUNTERS", "count"): counters,
+            **{("METHODS", method): int(method in config.methods) for method in METHODS},
             **{(name, field): getattr(config, field) for name, fields in sizes.items() for field in fields}}
 
 

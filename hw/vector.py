@@ -11,7 +11,7 @@ from amaranth.lib.wiring import In, Out, connect, flipped
 from .config import CoreConfig
 from .descriptor import VECTOR
 from .interfaces import ReadClient, WriteClient
-from .lanes import DRAWING, ROUNDINGS, TARGET_BITS, Lanes
+from .lanes import DRAWING, TARGET_BITS, Lanes, roundings, target_bits
 from .loss import NitiLoss
 from .microprogram import RANGES
 from .pool import MaxPool
@@ -42,6 +42,13 @@ class Function(enum.IntEnum):
     SQUARED_ERROR = 4
     WIDE = 5
     SOFTMAX = 6
+
+
+_METHOD_FUNCTIONS = {
+    "niti": (Function.ELEMENTWISE, Function.UPDATE, Function.FILL, Function.NITI_LOSS),
+    "wage": (Function.ELEMENTWISE, Function.UPDATE, Function.FILL, Function.SQUARED_ERROR),
+    "dfp": (Function.ELEMENTWISE, Function.FILL, Function.WIDE, Function.SOFTMAX),
+}
 
 
 class VectorEngine(wiring.Component):
@@ -81,8 +88,10 @@ class VectorEngine(wiring.Component):
         As NITI_LOSS, but int32 logits and errors: :class:`hw.softmax.Softmax`.
 
     A descriptor is reported as ``illegal`` and does nothing if it breaks these rules, if its ``enable`` does not
-    name exactly the sources in use and target 0, if its rounding is not one of :data:`hw.lanes.ROUNDINGS`, or if
-    its ``classes`` are fewer than 2 or more than the loss unit takes.
+    name exactly the sources in use and target 0, or if its ``classes`` are fewer than 2 or more than the loss unit
+    takes.
+    Each method of the core brings functions, roundings and target widths (:func:`hw.lanes.roundings`,
+    :func:`hw.lanes.target_bits`), wage also ``state``; what no method brings is illegal, too.
     With bit 4 of ``enable`` the largest magnitude of what target 0 gets goes to a scalar register; target 0 itself may
     then be left out (ELEMENTWISE, UPDATE, SQUARED_ERROR).
     Source and target may be the same memory only where each line is read before it is written in loop order.
@@ -127,8 +136,6 @@ class VectorEngine(wiring.Component):
         m.submodules.scalar = scalar = ScalarUnit(self.config)
         m.submodules.lanes = lanes = Lanes(self.config)
         m.submodules.pool = pool = MaxPool(lanes_count)
-        m.submodules.loss = niti_loss = NitiLoss(self.config)
-        m.submodules.softmax = softmax = Softmax(self.config)
         m.submodules.wide = wide = WideLanes(self.config)
         readers = [VectorReader(self.config) for _ in range(3)]
         writers = [VectorWriter(self.config) for _ in range(2)]
@@ -139,21 +146,30 @@ class VectorEngine(wiring.Component):
 
         is_function = {function: Signal(name=f"is_{function.name.lower()}") for function in Function}
         # From registers, since half the engine hangs on them: they are right from the cycle after a command's coming.
-        for function, flag in is_function.items():
-            m.d.sync += flag.eq(command.function == function)
+        functions = [function for function in Function
+                     if any(function in _METHOD_FUNCTIONS[method] for method in self.config.methods)]
+        for function in functions:
+            m.d.sync += is_function[function].eq(command.function == function)
         update, fill = is_function[Function.UPDATE], is_function[Function.FILL]
         squared, is_wide = is_function[Function.SQUARED_ERROR], is_function[Function.WIDE]
-        losses = ((is_function[Function.NITI_LOSS], niti_loss), (is_function[Function.SOFTMAX], softmax))
+        losses = []
+        for function, name, unit in ((Function.NITI_LOSS, "loss", NitiLoss), (Function.SOFTMAX, "softmax", Softmax)):
+            if function in functions:
+                m.submodules[name] = loss = unit(self.config)
+                losses.append((is_function[function], loss))
         is_loss, in_lanes, draws, pool_first, pool_last = Signal(), Signal(), Signal(), Signal(), Signal()
-        stages = (Function.ELEMENTWISE, Function.UPDATE, Function.SQUARED_ERROR)
+        stages = [function for function in functions
+                  if function in (Function.ELEMENTWISE, Function.UPDATE, Function.SQUARED_ERROR)]
+        drawing = [rule.code for rule in roundings(self.config) if rule in DRAWING]
         m.d.sync += [
-            is_loss.eq(command.function.matches(Function.NITI_LOSS, Function.SOFTMAX)),
+            is_loss.eq(command.function.matches(*(function for function in functions
+                                                  if function in (Function.NITI_LOSS, Function.SOFTMAX)))),
             in_lanes.eq(command.function.matches(*stages)),
-            draws.eq(command.function.matches(*stages, Function.WIDE)
-                     & command.rounding.matches(*(rule.code for rule in DRAWING))),
+            draws.eq(command.function.matches(*stages, Function.WIDE) & command.rounding.matches(*drawing)),
             pool_first.eq(command.pool & command.state), pool_last.eq(command.pool & ~command.state),
         ]
-        legal = self._rules(m, command, is_function, in_lanes, draws, min(loss.max_classes for _, loss in losses))
+        max_classes = min((loss.max_classes for _, loss in losses), default=0)
+        legal = self._rules(m, command, is_function, in_lanes, draws, max_classes)
 
         # Memory clients: readers and writers, or the scalar unit, which holds its first request for a cycle.
         to_scalar = Signal()
@@ -258,7 +274,7 @@ class VectorEngine(wiring.Component):
             m.d.comb += [lanes.x.valid.eq(pool.output.valid), pool.output.ready.eq(lanes.x.ready)]
         m.d.comb += [
             lanes.x.payload.eq(Mux(pool_first, pool.output.payload.value, x.payload)),
-            softmax.logits.payload.eq(x.payload), wide.x.payload.eq(x.payload),
+            wide.x.payload.eq(x.payload),
             lanes.other.payload.eq(other.payload), wide.y.payload.eq(other.payload),
             lanes.choice.payload.eq(choice.payload), wide.z.payload.eq(choice.payload),
             wide.draw.payload.eq(lanes.words.payload),
@@ -266,7 +282,7 @@ class VectorEngine(wiring.Component):
             *(loss.label.payload.eq(label) for _, loss in losses),
         ]
         for i in range(lanes_count):
-            m.d.comb += [niti_loss.logits.payload[i].eq(x.payload[i]),
+            m.d.comb += [*(loss.logits.payload[i].eq(x.payload[i]) for _, loss in losses),
                          lanes.pooled[i].eq(Mux(pool_first, pool.output.payload.choice[i], 0))]
         with m.If((is_loss | squared) & other.valid & other.ready):
             last_sample = (label_lane + 1 == command.count3) | (command.count3 == 0)
@@ -431,7 +447,7 @@ class VectorEngine(wiring.Component):
 
     def _rules(self, m, command, is_function, in_lanes, draws, max_classes):
         """The rules of the class's docstring; registered, because the comparisons are long."""
-        lanes_count = self.config.vector
+        lanes_count, widths = self.config.vector, target_bits(self.config)
         elementwise, update = is_function[Function.ELEMENTWISE], is_function[Function.UPDATE]
         is_niti, is_softmax = is_function[Function.NITI_LOSS], is_function[Function.SOFTMAX]
         is_loss, fill, is_wide = is_niti | is_softmax, is_function[Function.FILL], is_function[Function.WIDE]
@@ -444,7 +460,8 @@ class VectorEngine(wiring.Component):
         vectors = command.count4 << (lanes_count.bit_length() - 1)
         rules = {
             "function": in_lanes | is_loss | fill | is_wide,
-            "rounding": holds(in_lanes, command.rounding.matches(*(r.code for r in ROUNDINGS))),
+            "rounding": holds(in_lanes, command.rounding.matches(*(rule.code for rule in roundings(self.config)))),
+            "target": holds(in_lanes, command.target_width.matches(*map(TARGET_BITS.index, widths))),
             "stages": holds(~elementwise, ~(command.mask | command.pool | command.state | by_state))
                       & holds(~elementwise, ~command.relu),
             "ranges": holds(is_wide, command.ranges <= RANGES),
@@ -459,7 +476,8 @@ class VectorEngine(wiring.Component):
             "range": holds(is_wide, ~command.enable[4]),
             "pool": holds(command.pool, ~command.mask & ~by_state
                           & (command.count3 == 2) & (command.count4 == 2)),
-            "state": holds(command.state, ~command.mask & ~by_state & ~(command.pool & draws)),
+            "state": holds(command.state, ~command.mask & ~by_state & ~(command.pool & draws)
+                           if "wage" in self.config.methods else 0),
             "label": holds(squared, (command.source1_width == 0) & (command.count3 <= lanes_count)),
             "unpool": holds(command.unpool, (command.count2 == 2) & (command.count4 == 2)),
             "loss": holds(is_loss, (command.source0_width == Mux(is_softmax, 2, 0)) & (command.source1_width == 0)

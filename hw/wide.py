@@ -65,6 +65,8 @@ class WideLanes(wiring.Component):
 
     def elaborate(self, platform):
         m = Module()
+        if "dfp" not in self.config.methods:
+            return m             # only the ports, with nothing to do
         lanes, processors = self.config.vector, self.config.vector // TURNS
         m.submodules.nest = nest = LoopNest(5, {})
         for k in range(5):

@@ -569,10 +569,14 @@ def _compiler(config: CoreConfig, network: Execution, *sizes) -> Compiler:
     from .dfp import DfpCompiler
     from .wage import WageCompiler
 
-    methods = {Niti: NitiCompiler, Wage: WageCompiler, Dfp: DfpCompiler}
-    if type(network) not in methods:
+    compilers = {Niti: ("niti", NitiCompiler), Wage: ("wage", WageCompiler), Dfp: ("dfp", DfpCompiler)}
+    if type(network) not in compilers:
         raise CompileError(f"the core does not run method {network.method!r}; it runs {', '.join(MODES)}, wage, dfp")
-    return methods[type(network)](config, network, *sizes)
+    method, compiler = compilers[type(network)]
+    if method not in config.methods:
+        raise CompileError(f"core {config.name!r} is built for {', '.join(config.methods)}, not for {method}: choose "
+                           f"another core, or add {method} to its methods")
+    return compiler(config, network, *sizes)
 
 
 def compile_training(config: CoreConfig, network: Execution, *, batch: int, capacity: int, steps: int,

@@ -79,6 +79,8 @@ def test_bad_bytes_are_refused():
     ("rows = 8\ncolumns = 8\nspeed = 3\n", "unknown key 'speed'"),
     ("rows = 8.5\ncolumns = 8\n", "rows must be an integer"),
     ("rows = \n", "not valid TOML"),
+    ('rows = 8\ncolumns = 8\nmethods = ["niti", "adam"]\n', "methods must be a list of one or more of niti, wage, dfp"),
+    ("rows = 8\ncolumns = 8\nmethods = []\n", "methods must be a list of one or more of niti, wage, dfp"),
 ])
 def test_bad_core_files_get_one_line(tmp_path, capsys, text, message):
     path = tmp_path / "mine.toml"
@@ -89,7 +91,7 @@ def test_bad_core_files_get_one_line(tmp_path, capsys, text, message):
 
 
 def test_unknown_core_lists_the_presets():
-    with pytest.raises(ConfigError, match="unknown core 'huge': choose one of tiny, small, base, large, wide"):
+    with pytest.raises(ConfigError, match="unknown core 'huge': choose one of tiny, small, small-niti, small-wage"):
         load("huge")
     with pytest.raises(ConfigError, match="does not exist"):
         load("nowhere.toml")
@@ -97,8 +99,8 @@ def test_unknown_core_lists_the_presets():
 
 def test_a_toml_core_is_a_configuration(tmp_path):
     path = tmp_path / "mine.toml"
-    path.write_text("rows = 4\ncolumns = 16\nbuffer_lines = 128\n")
-    assert load(str(path)) == CoreConfig(name="mine", rows=4, columns=16, buffer_lines=128)
+    path.write_text('rows = 4\ncolumns = 16\nbuffer_lines = 128\nmethods = ["dfp", "niti"]\n')
+    assert load(str(path)) == CoreConfig(name="mine", rows=4, columns=16, buffer_lines=128, methods=("niti", "dfp"))
     assert load(str(path)).line_bytes == 64
 
 

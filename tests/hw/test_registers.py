@@ -103,6 +103,7 @@ def test_identity_and_configuration():
         assert await host.read("BUFFERS") == SMALL.buffer_lines | SMALL.weight_lines << 16
         assert await host.read("RESULTS") == SMALL.accumulator_entries | SMALL.result_entries << 16
         assert await host.read("COUNTERS") == 3
+        assert await host.read("METHODS") == 0b111
 
     run(bench)
 

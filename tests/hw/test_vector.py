@@ -10,7 +10,7 @@ from golden import random as golden_random
 from golden.random import Purpose
 from golden.range import ceil_log2
 from golden.rounding import Rounding
-from hw.config import PRESETS
+from hw.config import METHODS, PRESETS
 from hw.lanes import ROUNDINGS
 from hw.microprogram import Lane, Scalar
 from hw.microprogram import WideOperation as Wide
@@ -32,8 +32,8 @@ DUMP = (1 << 19) - 256
 class Bench:
     """An engine with memory behind its five clients, and coroutines that drive it."""
 
-    def __init__(self, core="tiny", pattern="none", latency=5):
-        self.config = PRESETS[core]
+    def __init__(self, core="tiny", pattern="none", latency=5, methods=METHODS):
+        self.config = PRESETS[core].replace(methods=methods)
         self.lanes = self.config.vector
         self.memory = Memory(self.config, 1 << 19, seed=1)
         self.dut = VectorEngine(self.config)
@@ -572,6 +572,51 @@ def test_illegal_commands_do_nothing():
             assert not b.pulses
             b.memory.writes.clear()
             b.memory.reads.clear()
+
+    b.run(bench)
+
+
+OWN = {
+    # Rounding rules, target widths (their codes), and functions that some other method does without.
+    "niti": ({"NEAREST", "PSEUDO_STOCHASTIC"}, {0, 1}, {"UPDATE", "NITI_LOSS"}),
+    "wage": ({"TRUNCATE", "HALF_EVEN", "STOCHASTIC_16"}, {0, 2}, {"UPDATE", "SQUARED_ERROR"}),
+    "dfp": ({"TRUNCATE", "HALF_UP", "STOCHASTIC"}, {0, 1, 2}, {"WIDE", "SOFTMAX"}),
+}
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_core_for_one_method_knows_no_other(method):
+    rules, widths, functions = OWN[method]
+    b = Bench("tiny", methods=(method,))
+    with_source1 = {"enable": ENABLE_TARGET0 | ENABLE_SOURCE1, "classes": 10, "count4": 3}
+    of_functions = {
+        Function.UPDATE: {"enable": ENABLE_TARGET0 | ENABLE_SOURCE1}, Function.WIDE: {},
+        Function.NITI_LOSS: with_source1 | {"source0_width": 0},
+        Function.SOFTMAX: with_source1 | {"target_width": 2}, Function.SQUARED_ERROR: with_source1,
+    }
+
+    async def bench(ctx):
+        await b.set_register(ctx, SHIFT, 3)
+        own = Rounding[min(rules)].code
+        foreign = [{"function": function, "rounding": own, **changes} for function, changes in of_functions.items()
+                   if function.name not in functions]
+        foreign += [{"rounding": rule.code} for rule in ROUNDINGS if rule.name not in rules]
+        foreign += [{"target_width": code, "rounding": own} for code in range(3) if code not in widths]
+        if method != "wage":
+            foreign.append({"state": 1, "enable": ENABLE_TARGET0 | ENABLE_TARGET1, "rounding": own})
+        for changes in foreign:
+            b.pulses.clear()
+            await b.command(ctx, b.dut.vector, plain(4, b.lanes, **changes))
+            assert b.pulses == {"illegal"} and not b.memory.writes and not b.memory.reads, changes
+        b.pulses.clear()
+        for rule in ROUNDINGS:
+            for width in widths if rule.name in rules else ():
+                fields = plain(6, b.lanes, rounding=rule.code, target_width=width, target0_stride4=b.lanes << width)
+                expected = b.memory.bytes.copy()
+                execute(fields, expected, b.lanes, 3)
+                await b.command(ctx, b.dut.vector, fields)
+                assert np.array_equal(b.memory.bytes, expected), (rule, width)
+        assert not b.pulses
 
     b.run(bench)
 

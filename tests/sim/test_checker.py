@@ -139,5 +139,7 @@ def test_methods_and_networks_the_core_cannot_run_are_refused():
         compiler.compile_training(PRESETS["tiny"], golden.train.build("float", "mlp", 1), batch=32, capacity=1, steps=1,
                                   rate=5)
     network = golden.train.build("niti", "mlp", 1, batch=32)
+    with pytest.raises(compiler.CompileError, match="'small-dfp' is built for dfp, not for niti: choose another"):
+        compiler.compile_training(PRESETS["small-dfp"], network, batch=32, capacity=1, steps=1, rate=5)
     with pytest.raises(compiler.CompileError, match="a doorbell runs 1 to 4 steps, not 5"):
         compiler.compile_training(PRESETS["tiny"], network, batch=32, capacity=4, steps=5, rate=5)

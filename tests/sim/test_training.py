@@ -74,6 +74,23 @@ def test_networks_are_bit_exact(tmp_path, core, method, model, batch, options):
     assert summary["bit_exact"] and summary["steps"] == 3
 
 
+@pytest.mark.parametrize("method, model, batch, options", [
+    ("niti", "tiny-cnn", 5, {"weight_bits": 16}), ("wage", "tiny-cnn", 5, {}), ("dfp", "mlp", 8, {}),
+])
+def test_a_core_for_one_method_is_bit_exact_and_refuses_others(tmp_path, capsys, method, model, batch, options):
+    config = PRESETS["tiny"].replace(name="mine", methods=(method,))
+    network = golden.train.build(method, model, 1, data="digits", batch=batch, **options)
+    summary = train(config, network, data_module.load("digits"), 2, tmp_path, intermediates=True, test_images=20,
+                    floating=False, log=lambda line: None)
+    assert summary["bit_exact"] and summary["steps"] == 2
+    core = tmp_path / "mine.toml"
+    core.write_text(f'rows = 4\ncolumns = 4\nmethods = ["{method}"]\n')
+    other = "wage" if method == "niti" else "niti"
+    assert main(["train", "--core", str(core), "--method", other, "--out", str(tmp_path / "other")]) == 1
+    assert f"core 'mine' is built for {method}, not for {other}" in capsys.readouterr().err
+    assert not (tmp_path / "other" / "checkpoint").exists()
+
+
 def test_wage_of_zero_weights_has_zero_errors_and_no_update(tmp_path):
     """Sums, errors below the loss and gradients are all zero: the core says so and changes no weight."""
     dataset = data_module.load("digits")
