@@ -10,11 +10,9 @@ from golden.rounding import Rounding
 
 from .config import CoreConfig
 from .fifo import Fifo
-from .interfaces import data_register
 from .loop_nest import LoopNest
 from .random_words import RandomWords
 from .round_shift import ROUNDING_BITS, SHIFT_SHAPE, RoundShift
-from .skid_buffer import SkidBuffer
 
 __all__ = ["CHANNEL_BITS", "DRAWING", "ROUNDINGS", "TARGET_BITS", "Lanes", "lane_settings", "lane_state", "roundings",
            "target_bits"]
@@ -47,8 +45,8 @@ def target_bits(config: CoreConfig) -> tuple[int, ...]:
 
 
 QUEUE = 32
-"""Vectors in the queues of rounded elements and of random words: more than the pipelines hold, and deep enough for
-block RAM, as each would take 400 LUTs of LUT RAM (with 8 lanes)."""
+"""Vectors in the queues of rounded elements, of results and of random words: more than the pipelines hold, and deep
+enough for block RAM, as each would take 400 LUTs of LUT RAM (with 8 lanes)."""
 
 CHANNEL_BITS = 10
 """Of a channel's number, where labels are compared with it."""
@@ -125,10 +123,10 @@ class Lanes(wiring.Component):
     output : Out stream of V x signed(32). state : Out(ArrayLayout(lane_state(), V)), with it.
     starved : Out(1)  a stage could work on but lacks a vector of a source.
 
-    A vector enters only if there is room for it in the queue behind the rounder, so the rounder never waits; the stages
-    after the queue do.
+    A vector enters the rounder, and the stages after it, only if there is room for it in the queue behind them, so
+    neither ever waits.
 
-    Throughput: one vector per cycle. Latency: RoundShift.latency + 7 cycles. With ``draw`` the first vector is taken
+    Throughput: one vector per cycle. Latency: RoundShift.latency + 10 cycles. With ``draw`` the first vector is taken
     RandomWords.key_latency + RandomWords.latency + 2 cycles after ``start`` at the earliest.
     """
 
@@ -189,30 +187,25 @@ class Lanes(wiring.Component):
                 m.d.comb += [into.clipped.eq(rounder.clipped[i]), into.positive.eq(rounder.positive[i]),
                              into.pooled.eq(pooled[i])]
 
-        # Four stages behind the queue: choice of the operands, their difference, its comparison, the limit.
-        compared = data.StructLayout({"value": signed(32), "above": 1, "below": 1})
-        result = data.StructLayout({"elements": data.ArrayLayout(compared, lanes_count),
-                                    "state": data.ArrayLayout(lane_state(), lanes_count)})
-        m.submodules.between = between = SkidBuffer(result)
-        between_data, output_data, state_data = (data_register(m, port) for port in (
-            between.input.payload, output.payload, self.state))
-        # They and the skid buffer hold five vectors; counted in a register, that keeps the way back short.
-        stages_room = _room(m, "stages", 5, step, leaves)
-        chosen, subtracted, measured = Signal(), Signal(), Signal()     # that a vector is in the stage; then the output
-        free_limited = ~output.valid | output.ready
-        free_measured = ~measured | between.input.ready
-        free_subtracted = ~subtracted | free_measured
-        free_chosen = ~chosen | free_subtracted
+        # Four stages behind the queue: choice of the operands, their difference, its comparison, the limit. They run
+        # freely, too, into the queue of results.
+        limited = data.StructLayout({"values": output.payload.shape(), "states": self.state.shape()})
+        m.submodules.results = results = Fifo(limited, QUEUE)
+        results_room = _room(m, "results", QUEUE, step, leaves)
+        chosen, subtracted, measured = Signal(), Signal(), Signal()     # that a vector is in the stage
+        into_results = Signal(limited, reset_less=True)
         need_other, need_choice, complete = Signal(), Signal(), Signal()
         m.d.comb += [
             complete.eq((self.other.valid | ~need_other) & (self.choice.valid | ~need_choice)),
-            step.eq(rounded.output.valid & complete & stages_room), leaves.eq(output.valid & output.ready),
+            step.eq(rounded.output.valid & complete & results_room), leaves.eq(output.valid & output.ready),
             self.other.ready.eq(step & need_other & (~settings.label | nest.at_last[4])),
             self.choice.ready.eq(step & need_choice),
-            self.starved.eq((rounder_room & ~self.x.valid) | (rounded.output.valid & stages_room & ~complete)),
+            self.starved.eq((rounder_room & ~self.x.valid) | (rounded.output.valid & results_room & ~complete)),
             nest.load.eq(self.start),
             nest.step.eq(step),
-            between.input.valid.eq(measured), between.output.ready.eq(free_limited),
+            output.valid.eq(results.output.valid), results.output.ready.eq(output.ready),
+            output.payload.eq(results.output.payload.values), self.state.eq(results.output.payload.states),
+            results.input.payload.eq(into_results),
         ]
         m.d.sync += [need_other.eq(settings.mask | settings.subtract | settings.label),
                      need_choice.eq(settings.unpool | settings.blocked.any())]
@@ -228,11 +221,7 @@ class Lanes(wiring.Component):
         m.d.sync += target.eq(1 << settings.label_log2)
         here = Signal()              # this vector holds the label's channel
         m.d.comb += here.eq(settings.label & (nest.value_channel[lane_bits:] == self.label[lane_bits:]))
-        for free, full, before in ((free_chosen, chosen, step), (free_subtracted, subtracted, chosen),
-                                   (free_measured, measured, subtracted),
-                                   (free_limited, output.valid, between.output.valid)):
-            with m.If(free):
-                m.d.sync += full.eq(before)
+        m.d.sync += [chosen.eq(step), subtracted.eq(chosen), measured.eq(subtracted), results.input.valid.eq(measured)]
         for i in range(lanes_count):
             head = rounded.output.payload[i]
             y, other = head.y, self.other.payload[i]
@@ -244,25 +233,20 @@ class Lanes(wiring.Component):
                                    for name in ("minuend", "subtrahend"))
             labelled, zeroed = Signal(name=f"labelled_{i}"), Signal(name=f"zeroed_{i}")
             difference = Signal(signed(34), name=f"difference_{i}", reset_less=True)
-            state = [Signal(lane_state(), name=f"state{k}_{i}", reset_less=True) for k in range(2)]
-            with m.If(free_chosen):
-                m.d.sync += [
-                    minuend.eq(Mux(settings.subtract, other, y)), zeroed.eq(~settings.subtract & zero),
-                    subtrahend.eq(Mux(settings.subtract, y, 0)), labelled.eq(here & (self.label[:lane_bits] == i)),
-                ]
-                if states:
-                    m.d.sync += [state[0].position.eq(head.pooled), state[0].inactive.eq(~head.positive),
-                                 state[0].clipped.eq(head.clipped & (head.positive | ~settings.relu))]
-            with m.If(free_subtracted):
-                m.d.sync += [difference.eq(Mux(zeroed, 0, minuend) - Mux(labelled, target, subtrahend)),
-                             state[1].eq(state[0])]
-            element, last = between_data.elements[i], between.output.payload.elements[i]
-            with m.If(free_measured):
-                m.d.sync += [element.value.eq(difference), element.above.eq(difference > bound),
-                             element.below.eq(difference < least), between_data.state[i].eq(state[1])]
-            with m.If(free_limited):
-                m.d.sync += [output_data[i].eq(Mux(last.above, bound, Mux(last.below, least, last.value))),
-                             state_data[i].eq(between.output.payload.state[i])]
+            value, above, below = (Signal(shape, name=f"{name}_{i}", reset_less=True) for name, shape in (
+                ("value", signed(34)), ("above", 1), ("below", 1)))
+            state = [Signal(lane_state(), name=f"state{k}_{i}", reset_less=True) for k in range(3)]
+            m.d.sync += [
+                minuend.eq(Mux(settings.subtract, other, y)), zeroed.eq(~settings.subtract & zero),
+                subtrahend.eq(Mux(settings.subtract, y, 0)), labelled.eq(here & (self.label[:lane_bits] == i)),
+                difference.eq(Mux(zeroed, 0, minuend) - Mux(labelled, target, subtrahend)),
+                value.eq(difference), above.eq(difference > bound), below.eq(difference < least),
+                into_results.values[i].eq(Mux(above, bound, Mux(below, least, value))),
+            ]
+            if states:
+                m.d.sync += [state[0].position.eq(head.pooled), state[0].inactive.eq(~head.positive),
+                             state[0].clipped.eq(head.clipped & (head.positive | ~settings.relu)),
+                             state[1].eq(state[0]), state[2].eq(state[1]), into_results.states[i].eq(state[2])]
         return m
 
     def _random_words(self, m, rounder, drawn):
