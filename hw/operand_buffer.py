@@ -7,10 +7,10 @@ from amaranth.lib import stream, wiring
 from amaranth.lib.memory import Memory
 from amaranth.lib.wiring import In, Out
 
+from .address_stream import AddressStream
 from .config import CoreConfig
 from .descriptor import LOAD
-from .interfaces import ADDRESS_BITS, NO_BYPASS, ReadClient, data_register
-from .loop_nest import LoopNest
+from .interfaces import NO_BYPASS, ReadClient, data_register
 from .shared_fold import FOLD_LINES, FoldClient
 
 __all__ = ["OperandBuffer"]
@@ -71,17 +71,17 @@ class OperandBuffer(wiring.Component):
         request, response = self.memory.request, self.memory.response
         line_bits = (config.line_bytes - 1).bit_length()
         index_bits = (config.buffer_lines - 1).bit_length()
-        m.submodules.nest = nest = LoopNest(3, {"address": ADDRESS_BITS})
+        m.submodules.addresses = addresses = AddressStream(3)
         m.submodules.ram = ram = Memory(shape=config.line_bits, depth=2 * config.buffer_lines, init=[],
                                         attrs=NO_BYPASS)
         write, read = ram.write_port(), ram.read_port()
 
+        item = addresses.item
         m.d.comb += [
-            nest.count[0].eq(load.tiles), nest.count[1].eq(load.runs), nest.count[2].eq(load.lines),
-            nest.start_address.eq(load.address), nest.stride_address[0].eq(load.tile_stride),
-            nest.stride_address[1].eq(load.run_stride), nest.stride_address[2].eq(config.line_bytes),
-            request.payload.eq(nest.value_address[line_bits:]), nest.step.eq(request.valid & request.ready),
-            response.ready.eq(1),
+            addresses.count[0].eq(load.tiles), addresses.count[1].eq(load.runs), addresses.count[2].eq(load.lines),
+            addresses.start.eq(load.address), addresses.stride[0].eq(load.tile_stride),
+            addresses.stride[1].eq(load.run_stride), addresses.stride[2].eq(config.line_bytes),
+            request.payload.eq(item.payload.address[line_bits:]), response.ready.eq(1),
             fold.settings.eq(load), fold.raw.data.eq(response.payload),
             fold.raw.valid.eq(response.valid & load.fold),
         ]
@@ -101,7 +101,6 @@ class OperandBuffer(wiring.Component):
         # Loading. `arrived` comes a cycle late, so a load ends when its last line is surely written or folded.
         level = Signal(range(config.buffer_lines + 1))       # lines written by the latest load
         outstanding = Signal(16)                             # lines requested and not yet known to have arrived
-        asking = Signal()                                    # not all of them are requested
         arrived = Signal()
         m.d.sync += arrived.eq(Mux(load.fold, fold.taken, response.valid))
         m.d.comb += [
@@ -115,10 +114,10 @@ class OperandBuffer(wiring.Component):
         with m.If(load.fold):
             m.d.sync += [places.eq(places - (request.valid & request.ready) + arrived),
                          place.eq((places > 1) | (place & ~(request.valid & request.ready)) | arrived)]
-        m.d.comb += request.valid.eq(asking & place)
+        m.d.comb += [request.valid.eq(item.valid & place), item.ready.eq(request.ready & place)]
         m.d.sync += outstanding.eq(outstanding + (request.valid & request.ready) - arrived)
         with m.If(begin):
-            m.d.sync += [level.eq(0), asking.eq(1)]
+            m.d.sync += level.eq(0)
         with m.Elif(write.en & (level != config.buffer_lines)):
             m.d.sync += level.eq(level + 1)
         with m.FSM():
@@ -127,16 +126,14 @@ class OperandBuffer(wiring.Component):
                 with m.If(self.command.valid & ~load.enable):
                     m.d.comb += self.command.ready.eq(1)
                 with m.Elif(self.command.valid & bank_free & (fold.granted | ~load.fold)):
-                    m.d.comb += [begin.eq(1), nest.load.eq(1), fold.start.eq(load.fold)]
+                    m.d.comb += [begin.eq(1), addresses.load.eq(1), fold.start.eq(load.fold)]
                     m.next = "LOAD"
                 with m.Else():
                     m.d.comb += self.stalled_out.eq(self.command.valid)
             with m.State("LOAD"):
                 m.d.comb += [self.busy.eq(1), self.stalled_in.eq((outstanding != 0) & ~response.valid & ~fold.taken),
                              fold.wanted.eq(load.fold)]
-                with m.If(request.valid & request.ready & nest.last):
-                    m.d.sync += asking.eq(0)
-                with m.If(~asking & (outstanding == 0) & ~fold.busy):
+                with m.If(~item.valid & (outstanding == 0) & ~fold.busy):
                     m.d.comb += self.command.ready.eq(1)
                     m.d.sync += target.eq(~target)
                     m.next = "IDLE"

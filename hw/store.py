@@ -6,10 +6,10 @@ from amaranth.hdl import Cat, Module, Mux, Signal
 from amaranth.lib import data, stream, wiring
 from amaranth.lib.wiring import In, Out
 
+from .address_stream import AddressStream
 from .config import CoreConfig
 from .descriptor import STORE
-from .interfaces import ADDRESS_BITS, WriteClient
-from .loop_nest import LoopNest
+from .interfaces import WriteClient
 from .range_detector import RangeDetector, range_result
 
 __all__ = ["store_command", "range_result", "Store"]
@@ -51,24 +51,24 @@ class Store(wiring.Component):
     def elaborate(self, platform):
         m = Module()
         config, store = self.config, self.command.payload.store
-        m.submodules.nest = nest = LoopNest(5, {"address": ADDRESS_BITS})
+        m.submodules.addresses = addresses = AddressStream(5)
         m.submodules.detector = detector = RangeDetector(config.columns)
         for k in range(4):
-            m.d.comb += [nest.count[k].eq(store[f"count{k}"]), nest.stride_address[k].eq(store[f"stride{k}"])]
-        m.d.comb += [nest.count[4].eq(store.run), nest.stride_address[4].eq(config.line_bytes),
-                     nest.start_address.eq(store.address)]
+            m.d.comb += [addresses.count[k].eq(store[f"count{k}"]), addresses.stride[k].eq(store[f"stride{k}"])]
+        m.d.comb += [addresses.count[4].eq(store.run), addresses.stride[4].eq(config.line_bytes),
+                     addresses.start.eq(store.address)]
 
-        line = self.memory.line
+        line, item = self.memory.line, addresses.item
         parts = config.vector // config.columns      # result vectors in a line
         part_bits = (4 * config.columns - 1).bit_length()
         line_bits = (config.line_bytes - 1).bit_length()
-        part = nest.value_address[part_bits:line_bits]
+        part = item.payload.address[part_bits:line_bits]
         m.d.comb += [
-            line.payload.address.eq(nest.value_address[line_bits:]),
+            line.payload.address.eq(item.payload.address[line_bits:]),
             line.payload.data.eq(self.result.payload.replicate(parts)),
             line.payload.strobe.eq(Cat((part == k).replicate(4 * config.columns) for k in range(parts))),
-            detector.clear.eq(detector.valid & nest.at_first.all()),
-            detector.last.eq(detector.valid & nest.last),
+            detector.clear.eq(detector.valid & item.payload.first),
+            detector.last.eq(detector.valid & item.payload.last),
             self.range.valid.eq(detector.complete),
             self.range.register.eq(store.range_register),
             self.range.clear.eq(store.range_clear),
@@ -78,17 +78,16 @@ class Store(wiring.Component):
             result = self.result.payload.word_select(k, 32).as_signed()
             m.d.comb += detector.lanes[k].eq(Mux(store.range_positive & (result < 0), 0, result))
 
-        sending = Signal()      # in state SEND
-        m.d.comb += [line.valid.eq(sending & self.result.valid), self.result.ready.eq(sending & line.ready),
-                     detector.valid.eq(line.valid & line.ready), nest.step.eq(line.valid & line.ready)]
+        # There is an address from the first cycle of SEND to its last.
+        m.d.comb += [line.valid.eq(item.valid & self.result.valid), self.result.ready.eq(item.valid & line.ready),
+                     detector.valid.eq(line.valid & line.ready), item.ready.eq(self.result.valid & line.ready)]
         ranged = Signal()       # the command's range was delivered in an earlier cycle
         with m.FSM():
             with m.State("IDLE"):
                 m.d.sync += ranged.eq(0)
                 with m.If(self.command.valid):
                     with m.If(self.command.payload.enable):
-                        m.d.comb += nest.load.eq(1)
-                        m.d.sync += sending.eq(1)
+                        m.d.comb += addresses.load.eq(1)
                         m.next = "SEND"
                     with m.Else():
                         m.d.comb += [self.command.ready.eq(1), self.done.eq(1)]
@@ -98,8 +97,7 @@ class Store(wiring.Component):
                     self.stalled_in.eq(~self.result.valid),
                     self.stalled_out.eq(self.result.valid & ~line.ready),
                 ]
-                with m.If(line.valid & line.ready & nest.last):
-                    m.d.sync += sending.eq(0)
+                with m.If(line.valid & line.ready & item.payload.last):
                     m.next = "ACKNOWLEDGE"
             with m.State("ACKNOWLEDGE"):
                 m.d.comb += [self.busy.eq(1), self.stalled_out.eq(~self.memory.idle)]

@@ -9,10 +9,10 @@ from amaranth.hdl import Module, Signal, signed
 from amaranth.lib import data, stream, wiring
 from amaranth.lib.wiring import In, Out
 
+from .address_stream import AddressStream
 from .config import CoreConfig
 from .fifo import Fifo
 from .interfaces import ADDRESS_BITS, ReadClient, data_register
-from .loop_nest import LoopNest
 
 __all__ = ["LEVELS", "VectorReader"]
 
@@ -64,34 +64,26 @@ class VectorReader(wiring.Component):
         lane_bits = lanes.bit_length() - 1
 
         # Address side: request lines, note for each iteration where its vector lies.
-        m.submodules.nest = nest = LoopNest(LEVELS, {"address": ADDRESS_BITS})
-        # The iteration whose request is next; the loops are one ahead, so that no comparison delays a request.
+        m.submodules.addresses = addresses = AddressStream(LEVELS)
+        # The iteration whose request is next; the addresses are one ahead, so that no comparison delays a request.
         place = data.StructLayout({"quarter": 2, "fresh": 1})
         m.submodules.notes = notes = Fifo(place, self.ahead)
         note, waiting, issued = Signal(place), Signal(), Signal()
-        line, running, first = Signal(ADDRESS_BITS - lane_bits - 2), Signal(), Signal()
-        following = nest.value_address[lane_bits + 2:]
+        line, item = Signal(ADDRESS_BITS - lane_bits - 2), addresses.item
+        following = item.payload.address[lane_bits + 2:]
         m.d.comb += [
-            nest.load.eq(self.start),
-            nest.start_address.eq(self.address),
-            nest.step.eq(running & (~waiting | issued)),
+            addresses.load.eq(self.start), addresses.start.eq(self.address), item.ready.eq(~waiting | issued),
+            *(addresses.count[k].eq(self.count[k]) for k in range(LEVELS)),
+            *(addresses.stride[k].eq(self.stride[k]) for k in range(LEVELS)),
             self.client.request.valid.eq(waiting & notes.input.ready & note.fresh),
             self.client.request.payload.eq(line),
             notes.input.payload.eq(note), notes.input.valid.eq(waiting & (~note.fresh | self.client.request.ready)),
             issued.eq(notes.input.valid & notes.input.ready),
         ]
-        for k in range(LEVELS):
-            m.d.comb += [nest.count[k].eq(self.count[k]), nest.stride_address[k].eq(self.stride[k])]
-        with m.If(issued):
-            m.d.sync += waiting.eq(0)
-        with m.If(nest.step):
-            m.d.sync += [waiting.eq(1), first.eq(0), line.eq(following),
-                         note.fresh.eq(first | (line != following)),
-                         note.quarter.eq(nest.value_address[lane_bits:lane_bits + 2])]
-            with m.If(nest.last):
-                m.d.sync += running.eq(0)
-        with m.If(self.start):
-            m.d.sync += [running.eq(1), first.eq(1)]
+        with m.If(item.ready):
+            m.d.sync += [waiting.eq(item.valid), line.eq(following),
+                         note.fresh.eq(item.payload.first | (line != following)),
+                         note.quarter.eq(item.payload.address[lane_bits:lane_bits + 2])]
 
         # Data side: the line that vectors are cut out of.
         response, note = self.client.response, notes.output.payload

@@ -6,9 +6,9 @@ from amaranth.hdl import Module, Signal, signed
 from amaranth.lib import data, stream, wiring
 from amaranth.lib.wiring import In, Out
 
+from .address_stream import AddressStream
 from .config import CoreConfig
 from .interfaces import ADDRESS_BITS, WriteClient
-from .loop_nest import LoopNest
 from .vector_reader import LEVELS
 
 __all__ = ["VectorWriter"]
@@ -56,29 +56,26 @@ class VectorWriter(wiring.Component):
         lanes = self.config.vector
         lane_bits = lanes.bit_length() - 1
 
-        m.submodules.nest = nest = LoopNest(LEVELS, {"address": ADDRESS_BITS})
-        # The place of the next vector; the loops are one ahead, so that no comparison delays a vector.
-        out, following = self.client.line, nest.value_address[lane_bits + 2:]
-        line, placed, looping = Signal.like(following), Signal(), Signal()
+        m.submodules.addresses = addresses = AddressStream(LEVELS)
+        # The place of the next vector; the addresses are one ahead, so that no comparison delays a vector.
+        out, item = self.client.line, addresses.item
+        following = item.payload.address[lane_bits + 2:]
+        line, placed = Signal.like(following), Signal()
         position, apart, final = Signal(2), Signal(), Signal()      # apart: in another line than the vector before
         running, filled, elsewhere, accept, leave = Signal(), Signal(), Signal(), Signal(), Signal()
         m.d.comb += [
-            nest.load.eq(self.start),
-            nest.start_address.eq(self.address),
-            nest.step.eq(looping & (~placed | accept)),
+            addresses.load.eq(self.start), addresses.start.eq(self.address), item.ready.eq(~placed | accept),
+            *(addresses.count[k].eq(self.count[k]) for k in range(LEVELS)),
+            *(addresses.stride[k].eq(self.stride[k]) for k in range(LEVELS)),
             elsewhere.eq(filled & apart),
             out.valid.eq(filled & (~running | (self.vector.valid & placed & apart))),
             leave.eq(out.valid & out.ready),
             self.vector.ready.eq(placed & (~elsewhere | out.ready)),
             accept.eq(self.vector.valid & self.vector.ready),
         ]
-        with m.If(accept):
-            m.d.sync += placed.eq(0)
-        with m.If(nest.step):
-            m.d.sync += [placed.eq(1), line.eq(following), apart.eq(line != following), final.eq(nest.last),
-                         position.eq(nest.value_address[lane_bits:lane_bits + 2]), looping.eq(~nest.last)]
-        for k in range(LEVELS):
-            m.d.comb += [nest.count[k].eq(self.count[k]), nest.stride_address[k].eq(self.stride[k])]
+        with m.If(item.ready):
+            m.d.sync += [placed.eq(item.valid), line.eq(following), apart.eq(line != following),
+                         final.eq(item.payload.last), position.eq(item.payload.address[lane_bits:lane_bits + 2])]
 
         # Which quarters of the line this vector covers, and every byte at its place.
         quarters = Signal(4)
@@ -120,5 +117,5 @@ class VectorWriter(wiring.Component):
             with m.If(final):
                 m.d.sync += [running.eq(0), self.done.eq(self.discard)]
         with m.If(self.start):
-            m.d.sync += [running.eq(1), looping.eq(1), self.done.eq(0)]
+            m.d.sync += [running.eq(1), self.done.eq(0)]
         return m

@@ -8,11 +8,11 @@ from amaranth.lib.fifo import SyncFIFO
 from amaranth.lib.memory import Memory
 from amaranth.lib.wiring import In, Out
 
+from .address_stream import AddressStream
 from .config import CoreConfig
 from .descriptor import WEIGHTS, Mode
 from .feeder import FEED_LATENCY
-from .interfaces import ADDRESS_BITS, NO_BYPASS, ReadClient, data_register
-from .loop_nest import LoopNest
+from .interfaces import NO_BYPASS, ReadClient, data_register
 
 __all__ = ["weight_command", "WeightRing"]
 
@@ -74,7 +74,7 @@ class WeightRing(wiring.Component):
         parts = config.vector // narrow
         part_bits = vector_bits - narrow_bits        # may be 0, which a Verilog signal cannot have
         ring_bits = (config.weight_lines - 1).bit_length()
-        m.submodules.nest = nest = LoopNest(5, {"address": ADDRESS_BITS})
+        m.submodules.addresses = addresses = AddressStream(5)
         m.submodules.ram = ram = Memory(shape=config.line_bits, depth=config.weight_lines, init=[], attrs=NO_BYPASS)
         write, read = ram.write_port(), ram.read_port()
         # One record per requested tile that was not shifted; the ring never holds more tiles than this.
@@ -93,18 +93,20 @@ class WeightRing(wiring.Component):
         m.d.sync += [reserved.eq(reserved + requesting - freeing), present.eq(present + response.valid - freeing)]
 
         # Requests.
-        wanted = Signal(record_layout)
+        wanted, item = Signal(record_layout), addresses.item
         m.d.comb += [
-            nest.start_address.eq(command.weights.address),
-            *(nest.count[k].eq(command.tiles[k]) for k in range(4)),
-            *(nest.stride_address[k].eq(command.weights[f"stride{k}"]) for k in range(4)),
-            nest.count[4].eq(per_mode(command.mode == Mode.FORWARD, lambda n: n // 4)),
-            nest.stride_address[4].eq(config.line_bytes),
-            request.payload.eq(nest.value_address[vector_bits + 2:]),
+            addresses.start.eq(command.weights.address),
+            *(addresses.count[k].eq(command.tiles[k]) for k in range(4)),
+            *(addresses.stride[k].eq(command.weights[f"stride{k}"]) for k in range(4)),
+            addresses.count[4].eq(per_mode(command.mode == Mode.FORWARD, lambda n: n // 4)),
+            addresses.stride[4].eq(config.line_bytes),
+            request.valid.eq(item.valid & ~reserved[-1]), item.ready.eq(request.ready & ~reserved[-1]),
+            request.payload.eq(item.payload.address[vector_bits + 2:]),
+            requesting.eq(request.valid & request.ready),
             wanted.forward.eq(command.mode == Mode.FORWARD),
-            wanted.part.eq(nest.value_address[narrow_bits:vector_bits]),
+            wanted.part.eq(item.payload.address[narrow_bits:vector_bits]),
             records.w_data.eq(wanted),
-            records.w_en.eq(request.valid & request.ready & nest.at_last[4]),
+            records.w_en.eq(requesting & item.payload.ends),
         ]
         with m.FSM() as fsm:
             with m.State("IDLE"):
@@ -112,15 +114,12 @@ class WeightRing(wiring.Component):
                     with m.If(command.mode == Mode.GRADIENT):
                         m.d.comb += self.command.ready.eq(1)
                     with m.Else():
-                        m.d.comb += nest.load.eq(1)
+                        m.d.comb += addresses.load.eq(1)
                         m.next = "REQUEST"
             with m.State("REQUEST"):
-                m.d.comb += request.valid.eq(~reserved[-1])
-                with m.If(request.valid & request.ready):
-                    m.d.comb += [nest.step.eq(1), requesting.eq(1)]
-                    with m.If(nest.last):
-                        m.d.comb += self.command.ready.eq(1)
-                        m.next = "IDLE"
+                with m.If(requesting & item.payload.last):
+                    m.d.comb += self.command.ready.eq(1)
+                    m.next = "IDLE"
         m.d.comb += [response.ready.eq(1), write.en.eq(response.valid), write.data.eq(response.payload),
                      write.addr.eq(written)]
         with m.If(response.valid):
