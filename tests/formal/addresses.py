@@ -74,6 +74,41 @@ class _Environment:
                           Assert(~(self.eager & after(self.m, DEPTH - 1)) | (steps == most), "steps are missing")]
 
 
+class StreamAddresses(Elaboratable):
+    """AddressStream: the addresses of its loops, each once, in order and held, without a gap, and no more of them."""
+
+    def elaborate(self, platform):
+        from hw.address_stream import AddressStream
+        from hw.loop_nest import LoopNest
+        m = Module()
+        levels = 3
+        m.submodules.dut = dut = AddressStream(levels)
+        m.submodules.loops = loops = LoopNest(levels, {"address": 32})
+        span, item = Span(m, levels, 8), dut.item
+        taken = item.valid & item.ready
+        begins, active = Signal(), Signal()
+        m.d.comb += [begins.eq(~after(m, 1) | (anyseq(m, 1, "begins") & ~active)),
+                     dut.load.eq(begins), loops.load.eq(begins), loops.step.eq(taken),
+                     dut.start.eq(span.start), loops.start_address.eq(span.start),
+                     item.ready.eq(anyseq(m, 1, "ready"))]
+        for k in range(levels):
+            m.d.comb += [dut.count[k].eq(span.counts[k]), dut.stride[k].eq(span.strides[k]),
+                         loops.count[k].eq(span.counts[k]), loops.stride_address[k].eq(span.strides[k])]
+        with m.If(taken & loops.last):
+            m.d.sync += active.eq(0)
+        with m.If(begins):
+            m.d.sync += active.eq(1)
+        check_stream(m, item)
+        m.d.comb += [
+            Assert(item.valid == active, "an address is missing, or one too many"),
+            Assert(~item.valid | (item.payload.address == loops.value_address), "another address"),
+            Assert(~item.valid | (item.payload.first == loops.at_first.all()), "first"),
+            Assert(~item.valid | (item.payload.last == loops.last), "last"),
+            Assert(~item.valid | (item.payload.ends == loops.at_last[levels - 1]), "ends"),
+        ]
+        return m
+
+
 class ReaderAddresses(Elaboratable):
     """VectorReader: lines from the first to the last vector's, and exactly one vector for each step."""
 
@@ -161,6 +196,7 @@ class WeightAddresses(Elaboratable):
         finished = Signal()
         with m.If(dut.command.valid & dut.command.ready):
             m.d.sync += finished.eq(1)
+            m.d.comb += Assert(requests + sent == span.steps << forward, "finished with requests to come")
         m.d.comb += [
             dut.command.valid.eq(~finished), command.mode.eq(Mux(forward, Mode.FORWARD, Mode.ERROR)),
             command.weights.address.eq(span.start + (slices << 2)), dut.enable.eq(anyseq(m, 1, "enable")),
@@ -211,22 +247,25 @@ def _proof(name, design, *faults):
 
 
 PROOFS = [
+    _proof("address_stream/addresses", StreamAddresses,
+           ("hw/address_stream.py", "nest.step.eq(running & into.ready)", "nest.step.eq(running)"),
+           ("hw/address_stream.py", "m.If(nest.step & nest.last)", "m.If(nest.last)"),
+           ("hw/address_stream.py", "nest.load.eq(~running)", "nest.load.eq(self.load & running)")),
     _proof("vector_reader/addresses", ReaderAddresses,
-           ("hw/vector_reader.py", "nest.step.eq(running & (~waiting | issued))", "nest.step.eq(~waiting | issued)"),
-           ("hw/vector_reader.py", "nest.stride_address[k].eq(self.stride[k])",
-            "nest.stride_address[k].eq(self.stride[0])")),
+           ("hw/vector_reader.py", "item.ready.eq(~waiting | issued)", "item.ready.eq(~waiting)"),
+           ("hw/vector_reader.py", "addresses.stride[k].eq(self.stride[k])", "addresses.stride[k].eq(self.stride[0])")),
     _proof("vector_writer/addresses", WriterAddresses,
-           ("hw/vector_writer.py", "nest.step.eq(looping & (~placed | accept))", "nest.step.eq(~placed | accept)"),
+           ("hw/vector_writer.py", "item.ready.eq(~placed | accept)", "item.ready.eq(1)"),
            ("hw/vector_writer.py", "quarters.eq(0b11 << (position & 0b10))", "quarters.eq(0b1111)")),
     _proof("operand_buffer/addresses", LoadAddresses,
-           ("hw/operand_buffer.py", "request.valid & request.ready & nest.last", "request.ready & nest.at_last[0]"),
-           ("hw/operand_buffer.py", "nest.stride_address[1].eq(load.run_stride)",
-            "nest.stride_address[1].eq(load.tile_stride)")),
+           ("hw/operand_buffer.py", "m.If(~item.valid & (outstanding == 0)", "m.If((outstanding == 0)"),
+           ("hw/operand_buffer.py", "addresses.stride[1].eq(load.run_stride)",
+            "addresses.stride[1].eq(load.tile_stride)")),
     _proof("weight_ring/addresses", WeightAddresses,
-           ("hw/weight_ring.py", "nest.step.eq(1)", "nest.step.eq(present[0] == 0)"),
-           ("hw/weight_ring.py", "nest.stride_address[4].eq(config.line_bytes)",
-            "nest.stride_address[4].eq(2 * config.line_bytes)")),
+           ("hw/weight_ring.py", "m.If(requesting & item.payload.last)", "m.If(requesting)"),
+           ("hw/weight_ring.py", "addresses.stride[4].eq(config.line_bytes)",
+            "addresses.stride[4].eq(2 * config.line_bytes)")),
     _proof("store/addresses", StoreAddresses,
-           ("hw/store.py", "nest.count[4].eq(store.run)", "nest.count[4].eq(store.run + 1)"),
-           ("hw/store.py", "m.If(line.valid & line.ready & nest.last)", "m.If(line.valid & line.ready)")),
+           ("hw/store.py", "addresses.count[4].eq(store.run)", "addresses.count[4].eq(store.run + 1)"),
+           ("hw/store.py", "item.ready.eq(self.result.valid & line.ready)", "item.ready.eq(line.ready)")),
 ]
