@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import enum
+from functools import reduce
+from operator import or_
 
-from amaranth.hdl import Array, Cat, Module, Mux, Signal, Value, signed
+from amaranth.hdl import Array, Cat, Module, Mux, ResetInserter, Signal, Value, signed
 from amaranth.lib import data, stream, wiring
 from amaranth.lib.wiring import In, Out, connect, flipped
 
@@ -294,43 +296,44 @@ class VectorEngine(wiring.Component):
         found = data.StructLayout({"value": value.payload.shape(), "chosen": chosen.payload.shape()})
         result, held, leaves = Signal(found), Signal(found, reset_less=True), Signal()
         waiting = Signal()       # a result is held
+        # Its ready is a register: the way back from the writers ends there. A FILL always has one more result.
+        start = Signal()         # a register: all loops begin by it
+        results = SkidBuffer(found)
+        m.submodules.results = ResetInserter(start)(results)
+        m.d.comb += [results.input.valid.eq(valid), results.input.payload.eq(result), ready.eq(results.input.ready)]
         m.d.comb += [
             dropped.eq(~command.enable[2]), value.payload.eq(held.value), chosen.payload.eq(held.chosen),
             value.valid.eq(waiting & ~value_taken), chosen.valid.eq(waiting & ~chosen_taken & ~dropped),
             leaves.eq((value_taken | value.ready) & (chosen_taken | chosen.ready | dropped)),
-            ready.eq(~waiting | leaves),
+            results.output.ready.eq(~waiting | leaves),
             pool.input.payload.eq(Mux(pool_first, x.payload, lanes.output.payload)),
         ]
-        with m.If(ready):
-            m.d.sync += [waiting.eq(valid), held.eq(result)]
+        with m.If(results.output.ready):
+            m.d.sync += [waiting.eq(results.output.valid), held.eq(results.output.payload)]
         with m.If(waiting):
             m.d.sync += [value_taken.eq(~leaves & (value_taken | value.ready)),
                          chosen_taken.eq(~leaves & (chosen_taken | chosen.ready))]
         for i in range(lanes_count):
             m.d.comb += result.chosen[i].eq(Mux(pool_last, pool.output.payload.choice[i],
                                                  lanes.state[i].as_value()))
-        with m.If(fill):
-            m.d.comb += valid.eq(1)
-        for active, loss in losses:
-            with m.Elif(active):
-                m.d.comb += [valid.eq(loss.error.valid), loss.error.ready.eq(ready)]
-                for i in range(lanes_count):
-                    m.d.comb += result.value[i].eq(loss.error.payload[i])
-        with m.Elif(is_wide):
-            m.d.comb += [valid.eq(wide.output.valid), result.value.eq(wide.output.payload),
-                         wide.output.ready.eq(ready)]
-        with m.Elif(pool_last):
-            m.d.comb += [pool.input.valid.eq(lanes.output.valid), lanes.output.ready.eq(pool.input.ready),
-                         valid.eq(pool.output.valid), result.value.eq(pool.output.payload.value),
-                         pool.output.ready.eq(ready)]
-        with m.Else():
-            m.d.comb += [valid.eq(lanes.output.valid), result.value.eq(lanes.output.payload),
-                         lanes.output.ready.eq(ready)]
+        # At most one of these is active, so the result is a plain sum; in a FILL it is 0.
+        direct = Signal()        # from the lanes as they come
+        m.d.sync += direct.eq(command.function.matches(*stages) & ~(command.pool & ~command.state))
+        origins = [(direct, lanes.output, lanes.output.payload), (pool_last, pool.output, pool.output.payload.value),
+                   (is_wide, wide.output, wide.output.payload),
+                   *((active, loss.error, loss.error.payload) for active, loss in losses)]
+        m.d.comb += valid.eq(Cat(fill, *(active & origin.valid for active, origin, _ in origins)).any())
+        for i in range(lanes_count):
+            m.d.comb += result.value[i].eq(reduce(or_, (Mux(active, values[i], 0) for active, _, values in origins)))
+        for active, origin, _ in origins:
+            with m.If(active):
+                m.d.comb += origin.ready.eq(ready)
+        with m.If(pool_last):
+            m.d.comb += [pool.input.valid.eq(lanes.output.valid), lanes.output.ready.eq(pool.input.ready)]
         with m.If(pool_first):
             m.d.comb += pool.input.valid.eq(x.valid)
 
         # The largest magnitude of the results, to the scalar registers when the product engine leaves them alone.
-        start = Signal()         # a register: all loops begin by it
         m.submodules.detector = detector = RangeDetector(lanes_count)
         at_first, ranging, ranged = Signal(), Signal(), Signal()
         delivering, delivered = Signal(), Signal(range(RANGES + 1))      # the bit lengths that the wide lanes found
@@ -339,7 +342,7 @@ class VectorEngine(wiring.Component):
             detector.valid.eq(waiting & leaves & command.enable[4]), detector.clear.eq(detector.valid & at_first),
             *(detector.lanes[i].eq(held.value[i]) for i in range(lanes_count)),
         ]
-        with m.If(start):        # a FILL always has one more result
+        with m.If(start):
             m.d.sync += [waiting.eq(0), value_taken.eq(0), chosen_taken.eq(0)]
             m.d.sync += [at_first.eq(1), ranging.eq(command.enable[4]),
                          range_register.eq(command.range_register), range_clear.eq(command.range_clear)]
