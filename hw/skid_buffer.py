@@ -25,15 +25,15 @@ class SkidBuffer(wiring.Component):
 
     def elaborate(self, platform):
         m = Module()
-        # Two registers for one fact: `held` has a reader for every bit, `ready` only the unit before.
-        ready, held = Signal(init=1), Signal()
+        # Three registers for one fact: every bit reads `held`, the unit before `ready`, the unit after `full`.
+        ready, held, full = Signal(init=1), Signal(attrs={"keep": 1}), Signal(attrs={"keep": 1})
         kept = Signal.like(Value.cast(self.input.payload), reset_less=True)
         m.d.comb += [
-            self.input.ready.eq(ready), self.output.valid.eq(self.input.valid | held),
+            self.input.ready.eq(ready), self.output.valid.eq(self.input.valid | full),
             Value.cast(self.output.payload).eq(Mux(held, kept, self.input.payload)),
         ]
         with m.If(~held):
             m.d.sync += kept.eq(self.input.payload)
         waits = self.output.valid & ~self.output.ready
-        m.d.sync += [held.eq(waits), ready.eq(~waits)]
+        m.d.sync += [held.eq(waits), full.eq(waits), ready.eq(~waits)]
         return m
