@@ -74,7 +74,7 @@ async def with_cocotbext(session, source, target, lines, data, seed, pause):
     memory.write(source, bytes(data))
 
     refused = []
-    for address in (0x018, 0x07C, 0xFFC):
+    for address in (0x01C, 0x07C, 0xFFC):
         refused.append((await registers.read(address, 4)).resp == AxiResp.SLVERR)
         refused.append((await registers.write(address, b"\xff" * 4)).resp == AxiResp.SLVERR)
     await registers.write(offset("PROGRAM"), b"\x11\x22\x33\x44")
