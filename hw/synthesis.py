@@ -178,7 +178,10 @@ def _call(command: list, log: Path, result: Path) -> None:
 
 def _version(tool: str) -> str:
     out = subprocess.run([tool, "--version"], capture_output=True, text=True)
-    return (out.stdout + out.stderr).strip().splitlines()[0]
+    lines = (out.stdout + out.stderr).strip().splitlines()
+    if out.returncode or not lines:
+        raise SynthesisError(f"{tool} --version failed with exit status {out.returncode}: {' '.join(lines[:1])}")
+    return lines[0]
 
 
 def _cells(statistics_file: Path, top: str) -> dict[str, int]:

@@ -80,8 +80,8 @@ class Host:
         self.ctx.set(getattr(self.dut, name), 0)
 
 
-def run(bench, *, counters=3, seed=None, watch=None):
-    dut = Registers(SMALL, counters)
+def run(bench, *, config=SMALL, counters=3, seed=None, watch=None):
+    dut = Registers(config, counters)
 
     async def main(ctx):
         ctx.set(dut.idle, 1)
@@ -106,6 +106,14 @@ def test_identity_and_configuration():
         assert await host.read("METHODS") == 0b111
 
     run(bench)
+
+
+@pytest.mark.parametrize("methods, bits", [(("niti",), 0b001), (("wage",), 0b010), (("niti", "dfp"), 0b101)])
+def test_methods_of_the_core_are_read(methods, bits):
+    async def bench(ctx, dut, host):
+        assert await host.read("METHODS") == bits
+
+    run(bench, config=SMALL.replace(methods=methods))
 
 
 @pytest.mark.parametrize("seed", range(4))

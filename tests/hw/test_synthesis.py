@@ -45,6 +45,14 @@ def test_cells_and_rates_reach_the_table(tools, tmp_path):
     assert "| array | tiny | ecp5 | 100 (+10) | 7 | 50 | 16 |" in text and "| 6.2 | 102.0 (2.0) |" in text
 
 
+def test_a_tool_that_cannot_tell_its_version_is_named(tmp_path):
+    tool = tmp_path / "yosys"
+    tool.write_text("#!/bin/sh\necho no such library >&2\nexit 127\n")
+    tool.chmod(0o755)
+    with pytest.raises(synthesis.SynthesisError, match="yosys --version failed with exit status 127: no such library"):
+        synthesis._version(str(tool))
+
+
 def test_elements_are_counted_for_arrays_only(tools, tmp_path):
     row = synthesis.run("divider", PRESETS["tiny"], "ecp5", tmp_path, route=False, log=lambda _: None)
     assert synthesis.table([row]).splitlines()[-1].endswith("| 0 |  |  |")
