@@ -28,7 +28,7 @@ from golden.rounding import Rounding
 
 from .accumulator import Accumulator
 from .array import SystolicArray
-from .config import CoreConfig
+from .config import METHODS, CoreConfig
 from .core import COUNTERS, READERS, WRITERS
 from .divider import Divider
 from .dsp_registers import absorb_registers
@@ -36,7 +36,7 @@ from .feeder import Feeder
 from .few_pins import few_pins
 from .fold import Fold
 from .isqrt import SquareRoot
-from .lanes import ROUNDINGS, TARGET_BITS, Lanes
+from .lanes import Lanes, roundings, target_bits
 from .loop_nest import LoopNest
 from .loss import NitiLoss
 from .microprogram import BITS
@@ -104,9 +104,12 @@ class ArrayWithLanes(wiring.Component):
         return m
 
 
-def _rounding(rules, target_bits, *, flags=False):
-    """The rounding lanes with the rules and the widths of one method; the core has those of all."""
-    return lambda config: RoundShift(config.vector, rules, target_bits=target_bits, flags=flags)
+def _rounding(*methods):
+    """The rounding lanes as a core for these methods has them."""
+    def unit(config):
+        config = config.replace(methods=methods)
+        return RoundShift(config.vector, roundings(config), target_bits=target_bits(config), flags="wage" in methods)
+    return unit
 
 
 DESIGNS = {
@@ -124,10 +127,7 @@ DESIGNS = {
     "range-detector": lambda config: RangeDetector(config.vector), "scalar-unit": ScalarUnit,
     "vector-reader": VectorReader, "vector-writer": VectorWriter,
     # What methods need of it: the rounding lanes of one method against those of all, and units that not all use.
-    "round-shift": _rounding(ROUNDINGS, TARGET_BITS, flags=True),
-    "round-shift-niti": _rounding((Rounding.NEAREST, Rounding.PSEUDO_STOCHASTIC), (8,)),
-    "round-shift-wage": _rounding((Rounding.HALF_EVEN, Rounding.STOCHASTIC_16), (8, 32), flags=True),
-    "round-shift-dfp": _rounding((Rounding.TRUNCATE, Rounding.HALF_UP, Rounding.STOCHASTIC), TARGET_BITS),
+    "round-shift": _rounding(*METHODS), **{f"round-shift-{method}": _rounding(method) for method in METHODS},
     "random-words": lambda config: RandomWords(config.vector),
     "random-index": lambda config: LoopNest(5, {"product": 32}),
     "niti-loss": NitiLoss, "softmax": Softmax, "wide-lanes": WideLanes,
