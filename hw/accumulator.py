@@ -169,6 +169,10 @@ class Accumulator(wiring.Component):
         with m.Elif(free):
             m.d.sync += fetched.eq(0)
         result = data_register(m, self.result.payload)
+        # The complement of result.valid, so that what moves every bit of a line has another net than the rest.
+        vacant = Signal(init=1)
         with m.If(free):
-            m.d.sync += [self.result.valid.eq(fetched), result.eq(Cat(results))]
+            m.d.sync += [self.result.valid.eq(fetched), vacant.eq(~fetched)]
+        with m.If(vacant | self.result.ready):
+            m.d.sync += result.eq(Cat(results))
         return m

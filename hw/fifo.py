@@ -51,26 +51,32 @@ class Fifo(wiring.Component):
         write = memory.write_port()
         stored, room, some = Signal(range(self.depth + 1)), Signal(init=1), Signal()
         put, get, free, falls = Signal(), Signal(), Signal(), Signal()
+        # The complement of output.valid, so that what moves every bit of the payload has another net than the queue.
+        vacant, moves = Signal(init=1), Signal()
         m.d.comb += [
             self.input.ready.eq(room), put.eq(self.input.valid & room & ~falls),
-            free.eq(~output.valid | output.ready),
+            free.eq(~output.valid | output.ready), moves.eq(vacant | output.ready),
             write.en.eq(put), write.data.eq(self.input.payload),
         ]
         if self.depth <= SHALLOW:
             read = memory.read_port(domain="comb")
             m.d.comb += [get.eq(some & free), self.level.eq(stored + output.valid)]
+            with m.If(moves):
+                m.d.sync += payload.eq(read.data)
             with m.If(free):
-                m.d.sync += [payload.eq(read.data), output.valid.eq(some)]
+                m.d.sync += [output.valid.eq(some), vacant.eq(~some)]
             if self.fall_through:
                 m.d.comb += falls.eq(self.input.valid & room & ~some & free)
                 with m.If(falls):
-                    m.d.sync += [payload.eq(self.input.payload), output.valid.eq(1)]
+                    m.d.sync += [payload.eq(self.input.payload), output.valid.eq(1), vacant.eq(0)]
         else:
             read, fetched = memory.read_port(), Signal()
             m.d.comb += [get.eq(some & (~fetched | free)), read.en.eq(get),
                          self.level.eq(stored + fetched + output.valid)]
+            with m.If(moves):
+                m.d.sync += payload.eq(read.data)
             with m.If(free):
-                m.d.sync += [payload.eq(read.data), output.valid.eq(fetched), fetched.eq(0)]
+                m.d.sync += [output.valid.eq(fetched), vacant.eq(~fetched), fetched.eq(0)]
             with m.If(get):
                 m.d.sync += fetched.eq(1)
             with m.If(self.clear):
@@ -85,5 +91,6 @@ class Fifo(wiring.Component):
         with m.Elif(get & ~put):
             m.d.sync += [stored.eq(stored - 1), room.eq(1), some.eq(stored != 1)]
         with m.If(self.clear):
-            m.d.sync += [write.addr.eq(0), read.addr.eq(0), stored.eq(0), some.eq(0), room.eq(1), output.valid.eq(0)]
+            m.d.sync += [write.addr.eq(0), read.addr.eq(0), stored.eq(0), some.eq(0), room.eq(1), output.valid.eq(0),
+                         vacant.eq(1)]
         return m

@@ -89,7 +89,7 @@ class Fold(wiring.Component):
         window = [Signal(8, name=f"window{k}") for k in range(window_bytes(self.config))]
         shift = Signal()
         byte = Signal(8)         # 0 in padding
-        with m.If(self.start):
+        with m.If(~self.busy):       # `start` is later in its cycle
             m.d.sync += [place.eq(0) for place in window]
         with m.Elif(shift):
             for k, place in enumerate(window):

@@ -126,10 +126,12 @@ class OperandBuffer(wiring.Component):
                 with m.If(self.command.valid & ~load.enable):
                     m.d.comb += self.command.ready.eq(1)
                 with m.Elif(self.command.valid & bank_free & (fold.granted | ~load.fold)):
-                    m.d.comb += [begin.eq(1), addresses.load.eq(1), fold.start.eq(load.fold)]
-                    m.next = "LOAD"
+                    m.next = "BEGIN"
                 with m.Else():
                     m.d.comb += self.stalled_out.eq(self.command.valid)
+            with m.State("BEGIN"):           # the loops have had the counts for a cycle
+                m.d.comb += [begin.eq(1), addresses.load.eq(1), fold.start.eq(load.fold), fold.wanted.eq(load.fold)]
+                m.next = "LOAD"
             with m.State("LOAD"):
                 m.d.comb += [self.busy.eq(1), self.stalled_in.eq((outstanding != 0) & ~response.valid & ~fold.taken),
                              fold.wanted.eq(load.fold)]

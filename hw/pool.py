@@ -37,7 +37,8 @@ class MaxPool(wiring.Component):
     def elaborate(self, platform):
         m = Module()
         position = Signal(range(WINDOW))
-        vector, there = Signal.like(self.input.payload, reset_less=True), Signal()
+        # `vacant`, the complement of `there`, is what moves every bit of the vector.
+        vector, there, vacant = Signal.like(self.input.payload, reset_less=True), Signal(), Signal(init=1)
         best, complete, go = Signal.like(self.output.payload, reset_less=True), Signal(), Signal(init=1)
         # A complete window moves to the output when that is empty, which it is long before the next one is complete.
         # `go`, a register, says that there is no complete window, or an empty output for it; it may be a cycle late, as
@@ -46,7 +47,9 @@ class MaxPool(wiring.Component):
         m.d.comb += [full.eq(there & (position == WINDOW - 1)), self.input.ready.eq(~there | go)]
         m.d.sync += go.eq(~Mux(go, full & (complete | self.output.valid), self.output.valid))
         with m.If(self.input.ready):
-            m.d.sync += [there.eq(self.input.valid), vector.eq(self.input.payload)]
+            m.d.sync += [there.eq(self.input.valid), vacant.eq(~self.input.valid)]
+        with m.If(vacant | go):
+            m.d.sync += vector.eq(self.input.payload)
         with m.If(go):
             m.d.sync += complete.eq(full)
         with m.If(there & go):

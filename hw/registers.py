@@ -195,8 +195,10 @@ class Registers(wiring.Component):
                          events["error"].eq(events["error"] | error)]
         with m.If(self.zero):
             m.d.sync += values["STATUS", "zero"].eq(1)
+        with m.If(self.start):       # the first cycle; `start` itself is late in its cycle
+            m.d.sync += cycles.eq(1)
         with m.If(start):
-            m.d.sync += [busy.eq(1), done.eq(0), cycles.eq(0), values["STATUS", "zero"].eq(0)]
+            m.d.sync += [busy.eq(1), done.eq(0), values["STATUS", "zero"].eq(0)]
         with m.If(reset):
             m.d.sync += [signal.eq(0) for signal in (busy, done, error, values["STATUS", "zero"],
                                                        values["ERROR_CODE", "code"], *events.values())]

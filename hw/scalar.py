@@ -279,9 +279,10 @@ class ScalarUnit(wiring.Component):
         m.d.comb += self.value.eq(c)
         m.d.sync += old.eq(Mux(written.valid & (written.register == arrived.register), larger, of_range))
 
-        chosen, result, commit = Signal(signed(32)), Signal(signed(32)), Signal()
+        chosen, result = Signal(signed(32)), Signal(signed(32))
+        committing = Signal()                         # a register: state COMMIT
         known, writes = Signal(), Signal()
-        m.d.comb += [write.addr.eq(operation.dst), write.data.eq(result), write.en.eq(commit & writes)]
+        m.d.comb += [write.addr.eq(operation.dst), write.data.eq(result), write.en.eq(committing & writes)]
         with m.If(written.valid):
             m.d.comb += [write.addr.eq(written.register), write.data.eq(larger),
                          write.en.eq(~written.register.matches(ZERO, STEP))]
@@ -424,14 +425,15 @@ class ScalarUnit(wiring.Component):
             with m.State("RESULT"):
                 m.d.sync += [
                     result.eq(chosen), unknown.eq(~known), writes.eq(known & ~operation.dst.matches(ZERO, STEP)),
-                    beyond_limit.eq((operation.op == Operation.EXPONENT) & saturated),
+                    committing.eq(1), beyond_limit.eq((operation.op == Operation.EXPONENT) & saturated),
                     no_range.eq((operation.op == Operation.NEAREST_LOG2) & (length == 0)),
                 ]
                 m.next = "COMMIT"
             with m.State("COMMIT"):
                 with m.If(~written.valid):
-                    m.d.comb += [fetch.eq(1), commit.eq(1), self.illegal.eq(unknown),
-                                 self.exponent.eq(beyond_limit), self.zero_range.eq(no_range)]
+                    m.d.comb += [fetch.eq(1), self.illegal.eq(unknown), self.exponent.eq(beyond_limit),
+                                 self.zero_range.eq(no_range)]
+                    m.d.sync += committing.eq(0)
                     m.next = "OPERANDS"
             with m.State("QUIET"):
                 m.d.sync += line.p.address.eq(command.dump >> line_bits)
@@ -441,11 +443,11 @@ class ScalarUnit(wiring.Component):
             with m.State("COLLECT"):
                 m.d.sync += [line_data.word_select(lane, 32).eq(b), index.eq(index + 1)]
                 with m.If(lane.all()):
+                    m.d.sync += line.valid.eq(1)
                     m.next = "DUMP"
             with m.State("DUMP"):
-                m.d.comb += line.valid.eq(1)
                 with m.If(line.ready):
-                    m.d.sync += line.p.address.eq(line.p.address + 1)
+                    m.d.sync += [line.valid.eq(0), line.p.address.eq(line.p.address + 1)]
                     m.next = "COLLECT"
                     with m.If(index == REGISTERS):
                         m.next = "DUMPED"

@@ -222,12 +222,12 @@ class Sequencer(wiring.Component):
             m.d.sync += [index.eq(0), hand.valid.eq(0)]
 
         m.d.comb += self.running.eq(1)
+        m.d.sync += [self.iteration.eq(0), self.step_done.eq(0)]
         with m.FSM():
             with m.State("IDLE"):
                 m.d.comb += self.running.eq(0)
                 with m.If(self.start):
-                    m.d.comb += self.iteration.eq(1)
-                    m.d.sync += [starting.eq(1), iteration.eq(0)]
+                    m.d.sync += [self.iteration.eq(1), starting.eq(1), iteration.eq(0)]
                     m.next = "HEADER"
             with m.State("HEADER"):
                 with m.If(hand.valid):
@@ -276,8 +276,7 @@ class Sequencer(wiring.Component):
                 with m.If(~legal):
                     m.next = "ILLEGAL"
                 with m.Elif(quiet):
-                    m.d.comb += [self.iteration.eq(1), self.step_done.eq(is_step)]
-                    m.d.sync += iteration.eq(iteration + 1)
+                    m.d.sync += [self.iteration.eq(1), self.step_done.eq(is_step), iteration.eq(iteration + 1)]
                     with m.If(again):
                         m.d.sync += fetching.eq(0)
                         m.next = "JUMP"

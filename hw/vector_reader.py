@@ -40,7 +40,7 @@ class VectorReader(wiring.Component):
     vector : Out stream of V x signed(32).
 
     Throughput: one iteration and at most one request per cycle. Latency: first request three cycles after
-    ``start``, a vector two cycles after the response it needs.
+    ``start``, a vector one cycle after the response it needs.
     """
 
     def __init__(self, config: CoreConfig, *, ahead: int = 256):
@@ -65,51 +65,52 @@ class VectorReader(wiring.Component):
 
         # Address side: request lines, note for each iteration where its vector lies.
         m.submodules.addresses = addresses = AddressStream(LEVELS)
-        # The iteration whose request is next; the addresses are one ahead, so that no comparison delays a request.
-        place = data.StructLayout({"quarter": 2, "fresh": 1})
+        # The iteration whose request is next; the addresses are one ahead, so that no comparison delays a request and the
+        # line of the iteration after it is known.
+        place = data.StructLayout({"quarter": 2, "ends": 1})       # ends: the next vector is not of this line
         m.submodules.notes = notes = Fifo(place, self.ahead)
-        note, waiting, issued = Signal(place), Signal(), Signal()
+        waiting, quarter, fresh, final, known, issued = Signal(), Signal(2), Signal(), Signal(), Signal(), Signal()
         line, item = Signal(ADDRESS_BITS - lane_bits - 2), addresses.item
-        following = item.payload.address[lane_bits + 2:]
+        following, differs = item.payload.address[lane_bits + 2:], Signal()
         m.d.comb += [
             addresses.load.eq(self.start), addresses.start.eq(self.address), item.ready.eq(~waiting | issued),
             *(addresses.count[k].eq(self.count[k]) for k in range(LEVELS)),
             *(addresses.stride[k].eq(self.stride[k]) for k in range(LEVELS)),
-            self.client.request.valid.eq(waiting & notes.input.ready & note.fresh),
+            differs.eq(line != following), known.eq(waiting & (final | item.valid)),
+            self.client.request.valid.eq(known & notes.input.ready & fresh),
             self.client.request.payload.eq(line),
-            notes.input.payload.eq(note), notes.input.valid.eq(waiting & (~note.fresh | self.client.request.ready)),
+            notes.input.payload.quarter.eq(quarter), notes.input.payload.ends.eq(final | differs),
+            notes.input.valid.eq(known & (~fresh | self.client.request.ready)),
             issued.eq(notes.input.valid & notes.input.ready),
         ]
         with m.If(item.ready):
-            m.d.sync += [waiting.eq(item.valid), line.eq(following),
-                         note.fresh.eq(item.payload.first | (line != following)),
-                         note.quarter.eq(item.payload.address[lane_bits:lane_bits + 2])]
+            m.d.sync += [waiting.eq(item.valid), line.eq(following), final.eq(item.payload.last),
+                         fresh.eq(item.payload.first | differs),
+                         quarter.eq(item.payload.address[lane_bits:lane_bits + 2])]
 
-        # Data side: the line that vectors are cut out of.
+        # Data side: vectors are cut out of the response, which is taken with the last of them.
         response, note = self.client.response, notes.output.payload
-        current = Signal(self.config.line_bits, reset_less=True)
+        current = response.payload
         vector = data_register(m, self.vector.payload)
-        cutting = Signal()       # a vector is to come out of `current`
+        cutting, ends = Signal(), Signal()       # a vector is to come out of the response; it is the last
         # What it is: one of four quarters of bytes, one of two halves of 16-bit elements, or the whole line.
         quarters, halves, whole = Signal(4), Signal(2), Signal()
         free, take = Signal(), Signal()
         m.d.comb += [
             free.eq(~self.vector.valid | self.vector.ready), notes.output.ready.eq(take),
-            take.eq(notes.output.valid & (~note.fresh | response.valid) & (~cutting | free)),
-            response.ready.eq(notes.output.valid & note.fresh & (~cutting | free)),
+            take.eq(~cutting | (response.valid & free)), response.ready.eq(cutting & ends & free),
         ]
-        with m.If(response.ready):       # `current` holds nothing of use then
-            m.d.sync += current.eq(response.payload)
         with m.If(take):
             m.d.sync += [
-                cutting.eq(1), whole.eq(self.width == 2),
+                cutting.eq(notes.output.valid), ends.eq(note.ends), whole.eq(self.width == 2),
                 *(quarters[k].eq((self.width == 0) & (note.quarter == k)) for k in range(4)),
                 *(halves[k].eq((self.width == 1) & (note.quarter[1] == k)) for k in range(2)),
             ]
-        with m.Elif(free):
-            m.d.sync += cutting.eq(0)
+        # The complement of vector.valid, so that what moves every bit of the vector has another net than the rest.
+        vacant = Signal(init=1)
         with m.If(free):
-            m.d.sync += self.vector.valid.eq(cutting)
+            m.d.sync += [self.vector.valid.eq(cutting & response.valid), vacant.eq(~(cutting & response.valid))]
+        with m.If(vacant | self.vector.ready):
 
             def chosen(flags, i, bits):
                 """The element of lane i, in parts of which one is flagged; 0 where none is."""

@@ -173,7 +173,7 @@ class SequencerProof(Elaboratable):
         starting = dut.start & ~dut.running
         m.d.comb += [
             Assert(~(dut.product.valid & dut.vector.valid), "words for both engines"),
-            Assert(~dut.iteration | (~words & (idle | starting)), "an iteration begins too early"),
+            Assert(~dut.iteration | (~words & delayed(m, idle | starting, 1)), "an iteration begins too early"),
             Assert(~dut.step_done | dut.iteration, "a step ends without its iteration"),
             Assert(~dut.illegal | idle, "earlier descriptors are not complete"),
             Assert(~dut.finished | idle_since, "finished before the engines"),
