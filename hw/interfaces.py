@@ -8,8 +8,8 @@ from amaranth.lib.wiring import In, Out
 
 from .config import CoreConfig
 
-__all__ = ["ADDRESS_BITS", "NO_BYPASS", "data_register", "line_address_bits", "room_register", "ReadClient", "WriteClient",
-           "write_line"]
+__all__ = ["ADDRESS_BITS", "NO_BYPASS", "data_register", "line_address_bits", "room_register", "ReadClient",
+           "WriteClient", "write_line"]
 
 ADDRESS_BITS = 32
 

@@ -77,13 +77,15 @@ class OperandBuffer(wiring.Component):
         write, read = ram.write_port(), ram.read_port()
 
         item = addresses.item
+        folds = Signal()         # load.fold for what works on lines; it is right before the load begins
+        m.d.sync += folds.eq(load.fold)
         m.d.comb += [
             addresses.count[0].eq(load.tiles), addresses.count[1].eq(load.runs), addresses.count[2].eq(load.lines),
             addresses.start.eq(load.address), addresses.stride[0].eq(load.tile_stride),
             addresses.stride[1].eq(load.run_stride), addresses.stride[2].eq(config.line_bytes),
             request.payload.eq(item.payload.address[line_bits:]), response.ready.eq(1),
             fold.settings.eq(load), fold.raw.data.eq(response.payload),
-            fold.raw.valid.eq(response.valid & load.fold),
+            fold.raw.valid.eq(response.valid & folds),
         ]
 
         # Bank accounting. `lead` is the number of loads begun minus the number of advances: 0 = the latest
@@ -102,16 +104,16 @@ class OperandBuffer(wiring.Component):
         level = Signal(range(config.buffer_lines + 1))       # lines written by the latest load
         outstanding = Signal(16)                             # lines requested and not yet known to have arrived
         arrived = Signal()
-        m.d.sync += arrived.eq(Mux(load.fold, fold.taken, response.valid))
+        m.d.sync += arrived.eq(Mux(folds, fold.taken, response.valid))
         m.d.comb += [
-            write.en.eq(Mux(load.fold, fold.packed.valid, response.valid)),
+            write.en.eq(Mux(folds, fold.packed.valid, response.valid)),
             write.data.eq(Mux(load.fold, fold.packed.data, response.payload)),
             write.addr.eq(Cat(level[:index_bits], target)),
         ]
         # Places of the queue before the folding unit, less those that requested lines need: all in a plain load.
         places = Signal(range(FOLD_LINES + 1), init=FOLD_LINES)
         place = Signal(init=1)                               # places != 0
-        with m.If(load.fold):
+        with m.If(folds):
             m.d.sync += [places.eq(places - (request.valid & request.ready) + arrived),
                          place.eq((places > 1) | (place & ~(request.valid & request.ready)) | arrived)]
         m.d.comb += [request.valid.eq(item.valid & place), item.ready.eq(request.ready & place)]

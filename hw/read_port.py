@@ -78,7 +78,9 @@ class ReadPort(wiring.Component):
         m.submodules.window = window = Window(self.config, count)
         m.submodules.errors = errors = ErrorLatch(count + 1)
         arbiter = RoundRobin(count)
-        m.submodules.arbiter = ResetInserter(self.quiet)(arbiter)     # no doorbell depends on the one before
+        resting = Signal()
+        m.d.sync += resting.eq(self.quiet)
+        m.submodules.arbiter = ResetInserter(resting)(arbiter)        # no doorbell depends on the one before
         m.submodules.addresses = addresses = Fifo(burst_layout(self.config), ADDRESSES, fall_through=True)
         # Bursts whose data is to come: client, and the line address for error reports.
         expected_shape = data.StructLayout({"address": address_bits, "client": CLIENT_BITS})
@@ -97,8 +99,8 @@ class ReadPort(wiring.Component):
         with m.Elif(calm & ~errors.found):
             m.d.sync += halted.eq(0)
 
-        # The line that arrived last, for one cycle.
-        line, line_client, line_valid = Signal(self.config.line_bits, reset_less=True), Signal(CLIENT_BITS), Signal()
+        # The line that arrived last, in one cycle, and whose it is.
+        line, delivered = Signal(self.config.line_bits, reset_less=True), Signal(count)
         bursts, nothing_queued = [], []
         for i, (client, depth) in enumerate(zip(self.clients, self.depths, strict=True)):
             coalescer = Coalescer(self.config, READ_PATIENCE)
@@ -107,15 +109,14 @@ class ReadPort(wiring.Component):
             m.submodules[f"burst{i}"] = burst = ResetInserter(halted)(SkidBuffer(burst_layout(self.config)))
             wiring.connect(m, coalescer.burst, burst.input)
             bursts.append(burst.output)
-            # Requests come through a buffer whose ready is a register too. Then they rest while they are compared with the
-            # window, and again, with what was found, until they leave.
+            # Requests come through a buffer whose ready is a register too. Then they rest while they are compared with
+            # the window, and again, with what was found, until they leave.
             m.submodules[f"request{i}"] = offered = ResetInserter(halted)(SkidBuffer(client.request.payload.shape()))
             arrived, address = Signal(name=f"arrived{i}"), Signal(address_bits, name=f"address{i}", reset_less=True)
             asked, inside = Signal(name=f"asked{i}"), Signal(name=f"inside{i}")
             line_asked = Signal(line_layout(self.config), name=f"line{i}")
             after = Signal(address_bits, name=f"after{i}")
             nothing_queued.append(~offered.output.valid & ~arrived & ~asked & coalescer.empty & ~burst.output.valid)
-            delivered = Signal(name=f"delivered{i}")
             reserved, may_request = Signal(range(depth + 1), name=f"reserved{i}"), Signal(init=1, name=f"room{i}")
             leaves, accepted = Signal(name=f"leaves{i}"), Signal(name=f"accepted{i}")
             compared = Signal(name=f"compared{i}")
@@ -135,7 +136,6 @@ class ReadPort(wiring.Component):
                 errors.sources[i].report.code.eq(ErrorCode.READ_OUTSIDE_WINDOW),
                 errors.sources[i].report.address.eq(line_asked.address << offset_bits),
                 errors.sources[i].report.client.eq(i),
-                delivered.eq(line_valid & ~halted & (line_client == i)),
             ]
             with m.If(offered.output.ready):
                 m.d.sync += [arrived.eq(offered.output.valid), address.eq(offered.output.payload)]
@@ -147,10 +147,10 @@ class ReadPort(wiring.Component):
             with m.If(halted):
                 m.d.sync += [arrived.eq(0), asked.eq(0)]
             if depth == 0:
-                m.d.comb += [client.response.valid.eq(delivered), client.response.payload.eq(line)]
+                m.d.comb += [client.response.valid.eq(delivered[i] & ~halted), client.response.payload.eq(line)]
                 continue
             m.submodules[f"responses{i}"] = responses = Fifo(self.config.line_bits, depth)
-            m.d.comb += [responses.clear.eq(halted), responses.input.valid.eq(delivered),
+            m.d.comb += [responses.clear.eq(halted), responses.input.valid.eq(delivered[i] & ~halted),
                          responses.input.payload.eq(line)]
             wiring.connect(m, responses.output, wiring.flipped(client.response))
             taken = client.response.valid & client.response.ready
@@ -201,10 +201,9 @@ class ReadPort(wiring.Component):
             errors.sources[count].report.client.eq(expected.output.payload.client),
             self.quiet.eq((outstanding == 0) & ~recent & Cat(nothing_queued).all()),
         ]
-        m.d.sync += line_valid.eq(line_end)
+        m.d.sync += delivered.eq(Cat(line_end & (expected.output.payload.client == i) for i in range(count)))
         with m.If(taken):
-            m.d.sync += [line.word_select(beat, 8 * self.config.beat_bytes).eq(self.axi.rdata),
-                         line_client.eq(expected.output.payload.client)]
+            m.d.sync += line.word_select(beat, 8 * self.config.beat_bytes).eq(self.axi.rdata)
             if beats > 1:
                 m.d.sync += beat.eq(beat + 1)      # wraps: a power of two
         with m.If(line_end):

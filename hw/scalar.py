@@ -382,11 +382,12 @@ class ScalarUnit(wiring.Component):
                 m.d.comb += [self.read.request.valid.eq(1),
                              self.read.request.p.eq(command.load >> line_bits)]
                 with m.If(self.read.request.ready):
+                    m.d.sync += self.read.response.ready.eq(1)
                     m.next = "LOADED"
             with m.State("LOADED"):
-                m.d.comb += self.read.response.ready.eq(1)
                 with m.If(self.read.response.valid):
-                    m.d.sync += word.eq(self.read.response.p.word_select(command.load[2:line_bits], 32))
+                    m.d.sync += [self.read.response.ready.eq(0),
+                                 word.eq(self.read.response.p.word_select(command.load[2:line_bits], 32))]
                     m.next = "FETCH"
             with m.State("FETCH"):
                 m.d.comb += fetch.eq(1)

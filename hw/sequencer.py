@@ -197,12 +197,14 @@ class Sequencer(wiring.Component):
                 m.d.sync += bases[k].eq(sending.word)
         m.d.sync += incremented.eq(0)
         moving = self.product.valid | self.vector.valid
-        free = Signal()
-        m.d.comb += free.eq(~moving | (self.product.valid & self.product.ready)
-                            | (self.vector.valid & self.vector.ready))
+        # `vacant` is the complement of `moving`: what moves every bit of the word has another net than the rest.
+        free, vacant = Signal(), Signal(init=1)
+        leaving = (self.product.valid & self.product.ready) | (self.vector.valid & self.vector.ready)
+        m.d.comb += free.eq(~moving | leaving)
         with m.If(free):
-            m.d.sync += [self.product.valid.eq(0), self.vector.valid.eq(0), sending.index.eq(hand.index),
-                         sending.word.eq(word + addend), sending.last.eq(hand.last)]
+            m.d.sync += [self.product.valid.eq(0), self.vector.valid.eq(0), vacant.eq(1)]
+        with m.If(vacant | leaving):
+            m.d.sync += [sending.index.eq(hand.index), sending.word.eq(word + addend), sending.last.eq(hand.last)]
         for port in (self.product, self.vector):
             m.d.comb += [port.p.eq(sending), port.p.legal.eq(legal)]
 
@@ -248,7 +250,7 @@ class Sequencer(wiring.Component):
                 with m.State(state):
                     with m.If(hand.valid & free):
                         m.d.comb += consume.eq(1)
-                        m.d.sync += port.valid.eq(1)
+                        m.d.sync += [port.valid.eq(1), vacant.eq(0)]
                         with m.If(hand.last):
                             m.next = "SKIP"
             with m.State("SKIP"):            # the unused tail of the descriptor

@@ -34,7 +34,7 @@ class VectorReader(wiring.Component):
     Attributes
     ----------
     start : In(1)  begin at the first iteration; only when the vectors of the previous run were all taken.
-    width : In(2)  element size: 0 = one byte, 1 = two, 2 = four. Stable from ``start`` to the last vector.
+    width : In(2)  element size: 0 = one byte, 1 = two, 2 = four. Stable from the cycle before ``start`` to the last vector.
     count, address, stride : loop counts, first byte address, byte strides; stable like ``width``.
     client : ReadClient; responses wait in the memory port, so only ``request.ready`` limits the requests.
     vector : Out stream of V x signed(32).
@@ -65,22 +65,21 @@ class VectorReader(wiring.Component):
 
         # Address side: request lines, note for each iteration where its vector lies.
         m.submodules.addresses = addresses = AddressStream(LEVELS)
-        # The iteration whose request is next; the addresses are one ahead, so that no comparison delays a request and the
-        # line of the iteration after it is known.
+        # The iteration whose request is next. The addresses are one ahead, without a gap, so that no comparison delays
+        # a request and the line of the iteration after it is known.
         place = data.StructLayout({"quarter": 2, "ends": 1})       # ends: the next vector is not of this line
         m.submodules.notes = notes = Fifo(place, self.ahead)
-        waiting, quarter, fresh, final, known, issued = Signal(), Signal(2), Signal(), Signal(), Signal(), Signal()
+        waiting, quarter, fresh, final, issued = Signal(), Signal(2), Signal(), Signal(), Signal()
         line, item = Signal(ADDRESS_BITS - lane_bits - 2), addresses.item
         following, differs = item.payload.address[lane_bits + 2:], Signal()
         m.d.comb += [
             addresses.load.eq(self.start), addresses.start.eq(self.address), item.ready.eq(~waiting | issued),
             *(addresses.count[k].eq(self.count[k]) for k in range(LEVELS)),
             *(addresses.stride[k].eq(self.stride[k]) for k in range(LEVELS)),
-            differs.eq(line != following), known.eq(waiting & (final | item.valid)),
-            self.client.request.valid.eq(known & notes.input.ready & fresh),
+            differs.eq(line != following), self.client.request.valid.eq(waiting & notes.input.ready & fresh),
             self.client.request.payload.eq(line),
             notes.input.payload.quarter.eq(quarter), notes.input.payload.ends.eq(final | differs),
-            notes.input.valid.eq(known & (~fresh | self.client.request.ready)),
+            notes.input.valid.eq(waiting & (~fresh | self.client.request.ready)),
             issued.eq(notes.input.valid & notes.input.ready),
         ]
         with m.If(item.ready):

@@ -79,7 +79,9 @@ class WritePort(wiring.Component):
         m.submodules.window = window = Window(config, count)
         m.submodules.errors = errors = ErrorLatch(count + 1)
         arbiter = RoundRobin(count)
-        m.submodules.arbiter = ResetInserter(self.quiet)(arbiter)     # no doorbell depends on the one before
+        resting = Signal()
+        m.d.sync += resting.eq(self.quiet)
+        m.submodules.arbiter = ResetInserter(resting)(arbiter)        # no doorbell depends on the one before
         m.submodules.addresses = addresses = Fifo(burst, ADDRESSES, fall_through=True)
         m.submodules.sending = sending = Fifo(turn, TURNS, fall_through=True)   # bursts whose data is to go out
         m.submodules.expected = expected = Fifo(order, OUTSTANDING_LINES)   # bursts to be acknowledged
@@ -158,7 +160,8 @@ class WritePort(wiring.Component):
         # Choose a burst per cycle and queue it for the address, data and response channels.
         # Their lines count as outstanding a cycle later, and `room` is of the cycle before: both leave it a margin.
         may_issue, issued, chosen = Signal(), Signal(), Signal(burst)
-        recent, recent_burst, recent_client = Signal(), Signal(burst, reset_less=True), Signal(CLIENT_BITS, reset_less=True)
+        recent, recent_burst = Signal(), Signal(burst, reset_less=True)
+        recent_client = Signal(CLIENT_BITS, reset_less=True)
         room = Signal()
         m.d.sync += room.eq(Mux(issued, outstanding <= OUTSTANDING_LINES - 3 * BURST_LINES,
                                 Mux(recent, outstanding <= OUTSTANDING_LINES - 2 * BURST_LINES,
