@@ -57,8 +57,11 @@ class MaxPool(wiring.Component):
             for i in range(self.lanes):
                 with m.If((position == 0) | (vector[i] > best.value[i])):
                     m.d.sync += [best.value[i].eq(vector[i]), best.choice[i].eq(position)]
+        empty = Signal(init=1)       # the complement of output.valid, for the same reason as `vacant`
         with m.If(~self.output.valid):
-            m.d.sync += [self.output.valid.eq(complete), self.output.payload.eq(best)]
+            m.d.sync += [self.output.valid.eq(complete), empty.eq(~complete)]
         with m.Elif(self.output.ready):
-            m.d.sync += self.output.valid.eq(0)
+            m.d.sync += [self.output.valid.eq(0), empty.eq(1)]
+        with m.If(empty):
+            m.d.sync += self.output.payload.eq(best)
         return m
