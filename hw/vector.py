@@ -112,7 +112,7 @@ class VectorEngine(wiring.Component):
     exponent_saturated, zero_range, illegal : Out(1)  pulses while a command runs.
 
     Throughput: one vector of source 0 per cycle (loss: see :class:`hw.loss.NitiLoss`). Overhead of a VECTOR
-    command: about 28 cycles plus one read and one write latency of memory. The key of the random words takes 31 cycles,
+    command: about 31 cycles plus one read and one write latency of memory. The key of the random words takes 31 cycles,
     hidden by the read latency where that is longer.
     """
 
@@ -170,6 +170,9 @@ class VectorEngine(wiring.Component):
             draws.eq(command.function.matches(*stages, Function.WIDE) & command.rounding.matches(*drawing)),
             pool_first.eq(command.pool & command.state), pool_last.eq(command.pool & ~command.state),
         ]
+        # The complement of `pool_first`, so that what chooses every bit of a vector has another net than control.
+        lanes_first = Signal(init=1)
+        m.d.sync += lanes_first.eq(~(command.pool & command.state))
         max_classes = min((loss.max_classes for _, loss in losses), default=0)
         legal = self._rules(m, command, is_function, in_lanes, draws, max_classes)
 
@@ -275,7 +278,7 @@ class VectorEngine(wiring.Component):
         with m.If(pool_first):
             m.d.comb += [lanes.x.valid.eq(pool.output.valid), pool.output.ready.eq(lanes.x.ready)]
         m.d.comb += [
-            lanes.x.payload.eq(Mux(pool_first, pool.output.payload.value, x.payload)),
+            lanes.x.payload.eq(Mux(lanes_first, x.payload, pool.output.payload.value)),
             wide.x.payload.eq(x.payload),
             lanes.other.payload.eq(other.payload), wide.y.payload.eq(other.payload),
             lanes.choice.payload.eq(choice.payload), wide.z.payload.eq(choice.payload),
@@ -285,7 +288,7 @@ class VectorEngine(wiring.Component):
         ]
         for i in range(lanes_count):
             m.d.comb += [*(loss.logits.payload[i].eq(x.payload[i]) for _, loss in losses),
-                         lanes.pooled[i].eq(Mux(pool_first, pool.output.payload.choice[i], 0))]
+                         lanes.pooled[i].eq(Mux(lanes_first, 0, pool.output.payload.choice[i]))]
         with m.If((is_loss | squared) & other.valid & other.ready):
             last_sample = (label_lane + 1 == command.count3) | (command.count3 == 0)
             m.d.sync += label_lane.eq(Mux(last_sample, 0, label_lane + 1))
@@ -306,7 +309,7 @@ class VectorEngine(wiring.Component):
             value.valid.eq(waiting & ~value_taken), chosen.valid.eq(waiting & ~chosen_taken & ~dropped),
             leaves.eq((value_taken | value.ready) & (chosen_taken | chosen.ready | dropped)),
             results.output.ready.eq(~waiting | leaves),
-            pool.input.payload.eq(Mux(pool_first, x.payload, lanes.output.payload)),
+            pool.input.payload.eq(Mux(lanes_first, lanes.output.payload, x.payload)),
         ]
         with m.If(results.output.ready):
             m.d.sync += [waiting.eq(results.output.valid), held.eq(results.output.payload)]
