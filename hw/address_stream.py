@@ -21,8 +21,8 @@ class AddressStream(wiring.Component):
     Attributes
     ----------
     load : In(1)  begin; only when the addresses of the run before were all taken.
-    start, stride, count : In  first byte address, byte strides, loop counts; as LoopNest has them, stable from the
-        cycle before ``load`` to the last address.
+    start, stride, count : In  first byte address, byte strides, loop counts; as LoopNest has them, stable from ``load``
+        to the last address.
     item : Out stream of address, ``first`` and ``last`` (of all), ``ends`` (the innermost loop is at its last).
 
     One address per cycle, the first in the cycle after ``load``.

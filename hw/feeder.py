@@ -191,15 +191,11 @@ class Feeder(wiring.Component):
         settled = Signal()                   # of the cycle before; once high it stays until something is issued
         m.d.sync += settled.eq(~(fire | boundary) & ~on_the_way.any() & ~unloading.valid & self.array_empty)
 
-        known = Signal()                     # the loops have had the block's counts for a cycle
-        m.d.sync += known.eq(self.command.valid & ~self.command.ready)
         with m.FSM():
             with m.State("IDLE"):
                 m.d.sync += self.weights_enable.eq(0)
                 with m.If(self.command.valid):
-                    with m.If(~known):
-                        m.d.comb += self.activity.eq(Activity.DEPENDENCY)
-                    with m.Elif((feed.mode != mode) & ~settled):
+                    with m.If((feed.mode != mode) & ~settled):
                         m.d.comb += self.activity.eq(Activity.DRAIN)
                     with m.Else():
                         m.d.comb += [

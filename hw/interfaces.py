@@ -8,8 +8,7 @@ from amaranth.lib.wiring import In, Out
 
 from .config import CoreConfig
 
-__all__ = ["ADDRESS_BITS", "NO_BYPASS", "data_register", "line_address_bits", "room_register", "ReadClient",
-           "WriteClient", "write_line"]
+__all__ = ["ADDRESS_BITS", "NO_BYPASS", "data_register", "line_address_bits", "ReadClient", "WriteClient", "write_line"]
 
 ADDRESS_BITS = 32
 
@@ -31,16 +30,6 @@ def data_register(m: Module, port) -> Signal:
     register = Signal.like(port, name="data_register", reset_less=True)
     m.d.comb += port.eq(register)
     return register
-
-
-def room_register(m: Module, name: str, limit: int, enters, leaves) -> Signal:
-    """A register: fewer than ``limit`` items have entered that have not left."""
-    inside, room = Signal(range(limit + 1), name=f"{name}_inside"), Signal(init=1, name=f"{name}_room")
-    with m.If(enters & ~leaves):
-        m.d.sync += [inside.eq(inside + 1), room.eq(inside != limit - 1)]
-    with m.Elif(leaves & ~enters):
-        m.d.sync += [inside.eq(inside - 1), room.eq(1)]
-    return room
 
 
 class ReadClient(wiring.Signature):

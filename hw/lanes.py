@@ -10,7 +10,6 @@ from golden.rounding import Rounding
 
 from .config import CoreConfig
 from .fifo import Fifo
-from .interfaces import room_register
 from .loop_nest import LoopNest
 from .random_words import RandomWords
 from .round_shift import ROUNDING_BITS, SHIFT_SHAPE, RoundShift
@@ -73,6 +72,16 @@ def lane_settings() -> data.StructLayout:
     return data.StructLayout({"shift": SHIFT_SHAPE, "rounding": ROUNDING_BITS, "width": 2, "draw": 1, "subtract": 1,
                               "label": 1, "relu": 1, "mask": 1, "unpool": 1, "blocked": 2, "limit": 7,
                               "label_log2": 5})
+
+
+def _room(m, name: str, limit: int, enters, leaves):
+    """A register: fewer than ``limit`` items have entered that have not left."""
+    inside, room = Signal(range(limit + 1), name=f"{name}_inside"), Signal(init=1, name=f"{name}_room")
+    with m.If(enters & ~leaves):
+        m.d.sync += [inside.eq(inside + 1), room.eq(inside != limit - 1)]
+    with m.Elif(leaves & ~enters):
+        m.d.sync += [inside.eq(inside - 1), room.eq(1)]
+    return room
 
 
 class Lanes(wiring.Component):
@@ -160,7 +169,7 @@ class Lanes(wiring.Component):
         element = data.StructLayout({"y": signed(max(widths)), **flags})
         m.submodules.rounded = rounded = Fifo(data.ArrayLayout(element, lanes_count), QUEUE)
         enter, step, leaves = Signal(), Signal(), Signal()
-        rounder_room = room_register(m, "rounder", QUEUE, enter, step)
+        rounder_room = _room(m, "rounder", QUEUE, enter, step)
         m.d.comb += [
             self.x.ready.eq(rounder_room & drawn), enter.eq(self.x.valid & self.x.ready),
             rounder.i_valid.eq(enter), rounder.x.eq(self.x.payload), rounder.shift.eq(settings.shift),
@@ -182,7 +191,7 @@ class Lanes(wiring.Component):
         # freely, too, into the queue of results.
         limited = data.StructLayout({"values": output.payload.shape(), "states": self.state.shape()})
         m.submodules.results = results = Fifo(limited, QUEUE)
-        results_room = room_register(m, "results", QUEUE, step, leaves)
+        results_room = _room(m, "results", QUEUE, step, leaves)
         chosen, subtracted, measured = Signal(), Signal(), Signal()     # that a vector is in the stage
         into_results = Signal(limited, reset_less=True)
         need_other, need_choice, complete = Signal(), Signal(), Signal()
@@ -248,7 +257,7 @@ class Lanes(wiring.Component):
         drawing = Signal()           # words remain to be asked for
         m.submodules.drawn = queue = Fifo(random.words.shape(), QUEUE)
         taken = Signal()
-        words_room = room_register(m, "words", QUEUE, random.i_valid, taken)
+        words_room = _room(m, "words", QUEUE, random.i_valid, taken)
         m.d.comb += [
             random.seed.eq(self.seed), random.step.eq(self.step), random.stream.eq(self.stream),
             random.load.eq(self.start & settings.draw),

@@ -25,7 +25,7 @@ class LoopNest(wiring.Component):
     ----------
     load : In(1)  restart at the first iteration; ``start_*`` is taken in the same cycle.
     step : In(1)  go on to the next iteration; from the last one it wraps to zero counters.
-    count : In(count_bits).array(levels), stable from the cycle before ``load`` on while the loops run.
+    count : In(count_bits).array(levels), stable from ``load`` on while the loops run.
     start_NAME : In(shape); stride_NAME : In(shape).array(levels), held stable.
     value_NAME : Out(shape)  value of the current iteration (registered).
     at_first, at_last : Out(levels)  bit k: loop k is in its first / last iteration.
@@ -58,19 +58,19 @@ class LoopNest(wiring.Component):
         advance = Signal(self.levels)       # the innermost loop that can still go on: it steps, inner ones restart
         moved = Signal(self.levels)         # bit k: that loop is loop k or one around it
         restart = Signal(self.levels)       # bit k: loop k restarts: it and all in it are at their last
-        single, double = Signal(self.levels), Signal(self.levels)       # loops of one or two iterations, a cycle late
+        single, singles = Signal(self.levels), Signal(self.levels)      # loops of one iteration; as of the last cycle
         following_last = Signal(self.levels)
         m.d.comb += self.last.eq(self.at_last.all())
         # `step`, which is late in its cycle, only enables registers.
         for k in levels:
             changes = restart[k + 1] if k + 1 < self.levels else 1
-            m.d.comb += following_last[k].eq(Mux(restart[k], single[k], Mux(changes, one_left[k], self.at_last[k])))
-            m.d.sync += [single[k].eq(~self.count[k][1:].any()), double[k].eq(self.count[k] == 2)]
+            m.d.comb += following_last[k].eq(Mux(restart[k], singles[k], Mux(changes, one_left[k], self.at_last[k])))
+            m.d.comb += single[k].eq(~self.count[k][1:].any())
             with m.If(self.load | (self.step & changes)):
                 again = self.load | restart[k]
                 m.d.sync += [self.at_first[k].eq(again),
                              left[k].eq(Mux(again, Mux(single[k], 0, self.count[k] - 1), left[k] - 1)),
-                             one_left[k].eq(Mux(again, double[k], left[k] == 2))]
+                             one_left[k].eq(Mux(again, self.count[k] == 2, left[k] == 2))]
 
         def stand(last):
             """The flags of an iteration from which loops are at their last in it."""
@@ -79,6 +79,7 @@ class LoopNest(wiring.Component):
                 m.d.sync += [advance[k].eq(~last[k] & last[k + 1:].all()), restart[k].eq(last[k:].all()),
                              moved[k].eq(last[k + 1:].all() & ~last.all())]
 
+        m.d.sync += singles.eq(single)
         with m.If(self.load):
             stand(single)
         with m.Elif(self.step):

@@ -77,7 +77,7 @@ class OperandBuffer(wiring.Component):
         write, read = ram.write_port(), ram.read_port()
 
         item = addresses.item
-        folds = Signal()         # load.fold for what works on lines; it is right before the load begins
+        folds = Signal()         # load.fold for what works on lines; it is right from the load's first cycle
         m.d.sync += folds.eq(load.fold)
         m.d.comb += [
             addresses.count[0].eq(load.tiles), addresses.count[1].eq(load.runs), addresses.count[2].eq(load.lines),
@@ -128,12 +128,10 @@ class OperandBuffer(wiring.Component):
                 with m.If(self.command.valid & ~load.enable):
                     m.d.comb += self.command.ready.eq(1)
                 with m.Elif(self.command.valid & bank_free & (fold.granted | ~load.fold)):
-                    m.next = "BEGIN"
+                    m.d.comb += [begin.eq(1), addresses.load.eq(1), fold.start.eq(load.fold)]
+                    m.next = "LOAD"
                 with m.Else():
                     m.d.comb += self.stalled_out.eq(self.command.valid)
-            with m.State("BEGIN"):           # the loops have had the counts for a cycle
-                m.d.comb += [begin.eq(1), addresses.load.eq(1), fold.start.eq(load.fold), fold.wanted.eq(load.fold)]
-                m.next = "LOAD"
             with m.State("LOAD"):
                 m.d.comb += [self.busy.eq(1), self.stalled_in.eq((outstanding != 0) & ~response.valid & ~fold.taken),
                              fold.wanted.eq(load.fold)]

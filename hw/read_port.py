@@ -11,7 +11,7 @@ from .coalescer import BURST_LINES, Coalescer, burst_layout, line_layout
 from .config import CoreConfig
 from .errors import CLIENT_BITS, ERROR_BITS, ErrorCode, ErrorLatch
 from .fifo import Fifo
-from .interfaces import ADDRESS_BITS, ReadClient, line_address_bits, room_register
+from .interfaces import ADDRESS_BITS, ReadClient, line_address_bits
 from .round_robin import RoundRobin
 from .skid_buffer import SkidBuffer
 from .window import Window
@@ -20,7 +20,6 @@ __all__ = ["OUTSTANDING_LINES", "READ_PATIENCE", "ReadPort"]
 
 OUTSTANDING_LINES = 256   # lines in flight: at one line per cycle more than twice 128 cycles of latency
 READ_PATIENCE = 2         # cycles a burst waits for a line that may extend it
-ADDRESSES = 4             # bursts between their choice and the address channel
 
 
 class ReadPort(wiring.Component):
@@ -50,7 +49,7 @@ class ReadPort(wiring.Component):
     After an error or a soft reset the port halts: it accepts no request, drops all queued requests and responses, and
     takes what memory still sends. It resumes when memory owes nothing, ``reset`` is low and the error is cleared.
 
-    Latency: six cycles from a request that ends a burst to ARVALID, one from the last beat of a line to a
+    Latency: four cycles from a request that ends a burst to ARVALID, one from the last beat of a line to a
     response without FIFO, three with FIFO.
     """
 
@@ -81,7 +80,7 @@ class ReadPort(wiring.Component):
         resting = Signal()
         m.d.sync += resting.eq(self.quiet)
         m.submodules.arbiter = ResetInserter(resting)(arbiter)        # no doorbell depends on the one before
-        m.submodules.addresses = addresses = Fifo(burst_layout(self.config), ADDRESSES, fall_through=True)
+        m.submodules.addresses = addresses = Fifo(burst_layout(self.config), 4, fall_through=True)
         # Bursts whose data is to come: client, and the line address for error reports.
         expected_shape = data.StructLayout({"address": address_bits, "client": CLIENT_BITS})
         m.submodules.expected = expected = Fifo(expected_shape, OUTSTANDING_LINES)
@@ -109,43 +108,38 @@ class ReadPort(wiring.Component):
             m.submodules[f"burst{i}"] = burst = ResetInserter(halted)(SkidBuffer(burst_layout(self.config)))
             wiring.connect(m, coalescer.burst, burst.input)
             bursts.append(burst.output)
-            # Requests come through a buffer whose ready is a register too. Then they rest while they are compared with
-            # the window, and again, with what was found, until they leave.
+            # Requests come through a buffer whose ready is a register too, and rest in another while they are compared
+            # with the window.
             m.submodules[f"request{i}"] = offered = ResetInserter(halted)(SkidBuffer(client.request.payload.shape()))
-            arrived, address = Signal(name=f"arrived{i}"), Signal(address_bits, name=f"address{i}", reset_less=True)
             asked, inside = Signal(name=f"asked{i}"), Signal(name=f"inside{i}")
             line_asked = Signal(line_layout(self.config), name=f"line{i}")
             after = Signal(address_bits, name=f"after{i}")
-            nothing_queued.append(~offered.output.valid & ~arrived & ~asked & coalescer.empty & ~burst.output.valid)
+            nothing_queued.append(~offered.output.valid & ~asked & coalescer.empty & ~burst.output.valid)
             reserved, may_request = Signal(range(depth + 1), name=f"reserved{i}"), Signal(init=1, name=f"room{i}")
             leaves, accepted = Signal(name=f"leaves{i}"), Signal(name=f"accepted{i}")
-            compared = Signal(name=f"compared{i}")
             m.d.comb += [
                 # A line outside the window stays until the error it is has halted the port.
                 leaves.eq(coalescer.line.ready & may_request & inside), accepted.eq(asked & leaves),
                 offered.input.valid.eq(client.request.valid & ~halted),
                 offered.input.payload.eq(client.request.payload),
-                client.request.ready.eq(offered.input.ready & ~halted),
-                compared.eq(~asked | leaves), offered.output.ready.eq(~arrived | compared),
+                client.request.ready.eq(offered.input.ready & ~halted), offered.output.ready.eq(~asked | leaves),
                 coalescer.line.valid.eq(asked & may_request & inside),
                 # Room comes back by itself when more lines are reserved than the burst being collected holds.
                 coalescer.hold.eq(asked & ~may_request if depth >= 2 * BURST_LINES else 0),
                 coalescer.line.payload.eq(line_asked),
-                window.lines[i].eq(address),
+                window.lines[i].eq(offered.output.payload),
                 outside[i].eq(asked & ~inside), errors.sources[i].valid.eq(outside[i] & ~halted),
                 errors.sources[i].report.code.eq(ErrorCode.READ_OUTSIDE_WINDOW),
                 errors.sources[i].report.address.eq(line_asked.address << offset_bits),
                 errors.sources[i].report.client.eq(i),
             ]
             with m.If(offered.output.ready):
-                m.d.sync += [arrived.eq(offered.output.valid), address.eq(offered.output.payload)]
-            with m.If(compared):
-                m.d.sync += [asked.eq(arrived), line_asked.address.eq(address), line_asked.follows.eq(address == after),
-                             inside.eq(window.inside[i])]
-                with m.If(arrived):
-                    m.d.sync += after.eq(address + 1)
+                m.d.sync += [asked.eq(offered.output.valid), line_asked.address.eq(offered.output.payload),
+                             line_asked.follows.eq(offered.output.payload == after), inside.eq(window.inside[i])]
+                with m.If(offered.output.valid):
+                    m.d.sync += after.eq(offered.output.payload + 1)
             with m.If(halted):
-                m.d.sync += [arrived.eq(0), asked.eq(0)]
+                m.d.sync += asked.eq(0)
             if depth == 0:
                 m.d.comb += [client.response.valid.eq(delivered[i] & ~halted), client.response.payload.eq(line)]
                 continue
@@ -162,24 +156,22 @@ class ReadPort(wiring.Component):
 
         # Choose a burst per cycle, remember whose it is, and queue it for the address channel.
         # Their lines count as outstanding a cycle later, and `room` is of the cycle before: both leave it a margin.
-        may_issue, issued, chosen = Signal(), Signal(), Signal(burst_layout(self.config))
-        recent, recent_burst = Signal(), Signal(burst_layout(self.config), reset_less=True)
+        may_issue, issued = Signal(), Signal()
+        recent, extra = Signal(), Signal.like(addresses.input.payload.extra)
         room = Signal()
         m.d.sync += room.eq(Mux(issued, outstanding <= OUTSTANDING_LINES - 3 * BURST_LINES,
                                 Mux(recent, outstanding <= OUTSTANDING_LINES - 2 * BURST_LINES,
                                     outstanding <= OUTSTANDING_LINES - BURST_LINES)))
-        place = room_register(m, "addresses", ADDRESSES, issued, addresses.output.valid & addresses.output.ready)
         m.d.comb += [
-            may_issue.eq(place & room),
+            may_issue.eq(addresses.input.ready & room),
             issued.eq(arbiter.valid & may_issue), arbiter.serve.eq(may_issue),
-            addresses.input.valid.eq(recent), addresses.input.payload.eq(recent_burst),
-            expected.input.valid.eq(recent), expected.input.payload.address.eq(recent_burst.address),
+            addresses.input.valid.eq(issued), expected.input.valid.eq(recent),
             arbiter.requests.eq(Cat(burst.valid for burst in bursts)),
         ]
         with m.Switch(arbiter.choice):
             for i, burst in enumerate(bursts):
                 with m.Case(i):
-                    m.d.comb += [chosen.eq(burst.payload), burst.ready.eq(issued)]
+                    m.d.comb += [addresses.input.payload.eq(burst.payload), burst.ready.eq(issued)]
         head = addresses.output.payload
         m.d.comb += [
             self.axi.arvalid.eq(addresses.output.valid), addresses.output.ready.eq(self.axi.arready),
@@ -208,6 +200,8 @@ class ReadPort(wiring.Component):
                 m.d.sync += beat.eq(beat + 1)      # wraps: a power of two
         with m.If(line_end):
             m.d.sync += index.eq(Mux(self.axi.rlast, 0, index + 1))
-        m.d.sync += [recent.eq(issued), recent_burst.eq(chosen), expected.input.payload.client.eq(arbiter.choice),
-                     outstanding.eq(outstanding + Mux(recent, recent_burst.extra + 1, 0) - line_end)]
+        m.d.sync += [recent.eq(issued), extra.eq(addresses.input.payload.extra),
+                     expected.input.payload.client.eq(arbiter.choice),
+                     expected.input.payload.address.eq(addresses.input.payload.address),
+                     outstanding.eq(outstanding + Mux(recent, extra + 1, 0) - line_end)]
         return m

@@ -87,12 +87,10 @@ class Store(wiring.Component):
                 m.d.sync += ranged.eq(0)
                 with m.If(self.command.valid):
                     with m.If(self.command.payload.enable):
-                        m.next = "BEGIN"
+                        m.d.comb += addresses.load.eq(1)
+                        m.next = "SEND"
                     with m.Else():
                         m.d.comb += [self.command.ready.eq(1), self.done.eq(1)]
-            with m.State("BEGIN"):           # the loops have had the counts for a cycle
-                m.d.comb += [addresses.load.eq(1), self.busy.eq(1)]
-                m.next = "SEND"
             with m.State("SEND"):
                 m.d.comb += [
                     self.busy.eq(1),

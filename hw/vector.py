@@ -112,7 +112,7 @@ class VectorEngine(wiring.Component):
     exponent_saturated, zero_range, illegal : Out(1)  pulses while a command runs.
 
     Throughput: one vector of source 0 per cycle (loss: see :class:`hw.loss.NitiLoss`). Overhead of a VECTOR
-    command: about 31 cycles plus one read and one write latency of memory. The key of the random words takes 31 cycles,
+    command: about 28 cycles plus one read and one write latency of memory. The key of the random words takes 31 cycles,
     hidden by the read latency where that is longer.
     """
 

@@ -34,8 +34,7 @@ class VectorReader(wiring.Component):
     Attributes
     ----------
     start : In(1)  begin at the first iteration; only when the vectors of the previous run were all taken.
-    width : In(2)  element size: 0 = one byte, 1 = two, 2 = four. Stable from the cycle before ``start`` to the last
-        vector.
+    width : In(2)  element size: 0 = one byte, 1 = two, 2 = four. Stable from ``start`` to the last vector.
     count, address, stride : loop counts, first byte address, byte strides; stable like ``width``.
     client : ReadClient; responses wait in the memory port, so only ``request.ready`` limits the requests.
     vector : Out stream of V x signed(32).

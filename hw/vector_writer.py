@@ -24,7 +24,7 @@ class VectorWriter(wiring.Component):
     Attributes
     ----------
     start : In(1)  begin at the first iteration; only when ``done``.
-    width : In(2)  element size: 0 = one byte, 1 = two, 2 = four. Stable from the cycle before ``start`` until ``done``.
+    width : In(2)  element size: 0 = one byte, 1 = two, 2 = four. Stable from ``start`` until ``done``.
     count, address, stride : loop counts, first byte address, byte strides; stable like ``width``.
     discard : In(1)  take the vectors, but write nothing. Stable from ``start`` until ``done``.
     vector : In stream of V x signed(32). Vectors beyond the last iteration are not accepted.

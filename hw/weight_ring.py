@@ -114,10 +114,8 @@ class WeightRing(wiring.Component):
                     with m.If(command.mode == Mode.GRADIENT):
                         m.d.comb += self.command.ready.eq(1)
                     with m.Else():
-                        m.next = "BEGIN"
-            with m.State("BEGIN"):           # the loops have had the counts for a cycle
-                m.d.comb += addresses.load.eq(1)
-                m.next = "REQUEST"
+                        m.d.comb += addresses.load.eq(1)
+                        m.next = "REQUEST"
             with m.State("REQUEST"):
                 with m.If(requesting & item.payload.last):
                     m.d.comb += self.command.ready.eq(1)
@@ -139,7 +137,7 @@ class WeightRing(wiring.Component):
         start = Signal()
         row = Signal(range(config.vector))
         m.d.comb += [
-            fetching.eq(records.r_rdy | fsm.ongoing("BEGIN") | fsm.ongoing("REQUEST")),
+            fetching.eq(records.r_rdy | fsm.ongoing("REQUEST")),
             start.eq(free & self.enable & complete),
             records.r_en.eq(start),
             row.eq(left - 1), read.addr.eq(freed + row[2:]), read.en.eq(left != 0),

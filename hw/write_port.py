@@ -11,7 +11,7 @@ from .coalescer import BURST_LINES, Coalescer, burst_layout, line_layout
 from .config import CoreConfig
 from .errors import CLIENT_BITS, ERROR_BITS, ErrorCode, ErrorLatch
 from .fifo import Fifo
-from .interfaces import ADDRESS_BITS, WriteClient, data_register, line_address_bits, room_register
+from .interfaces import ADDRESS_BITS, WriteClient, data_register, line_address_bits
 from .round_robin import RoundRobin
 from .skid_buffer import SkidBuffer
 from .window import Window
@@ -20,7 +20,6 @@ __all__ = ["BUFFER_LINES", "WRITE_PATIENCE", "WritePort"]
 
 BUFFER_LINES = 32          # data held per client: one burst being sent, one being collected
 OUTSTANDING_LINES = 256    # lines between choosing their burst and memory's acknowledgement
-ADDRESSES, TURNS = 4, 16   # bursts between their choice and the address channel, and the end of their data
 WRITE_PATIENCE = 3         # cycles a burst waits for a line that may extend it; requantized lines come every fourth
 
 
@@ -52,7 +51,7 @@ class WritePort(wiring.Component):
     are promised to memory. Only those that a client gave behind one outside the window are dropped with it. The port
     resumes when all are acknowledged, ``reset`` is low and the error is cleared.
 
-    Latency: seven cycles from a line that ends a burst to AWVALID and WVALID.
+    Latency: five cycles from a line that ends a burst to AWVALID and WVALID.
     """
 
     def __init__(self, config: CoreConfig, clients: int):
@@ -82,8 +81,8 @@ class WritePort(wiring.Component):
         resting = Signal()
         m.d.sync += resting.eq(self.quiet)
         m.submodules.arbiter = ResetInserter(resting)(arbiter)        # no doorbell depends on the one before
-        m.submodules.addresses = addresses = Fifo(burst, ADDRESSES, fall_through=True)
-        m.submodules.sending = sending = Fifo(turn, TURNS, fall_through=True)   # bursts whose data is to go out
+        m.submodules.addresses = addresses = Fifo(burst, 4, fall_through=True)
+        m.submodules.sending = sending = Fifo(turn, 16, fall_through=True)      # bursts whose data is to go out
         m.submodules.expected = expected = Fifo(order, OUTSTANDING_LINES)   # bursts to be acknowledged
 
         halted, calm, outstanding = Signal(), Signal(), Signal(range(OUTSTANDING_LINES + 1))
@@ -110,10 +109,8 @@ class WritePort(wiring.Component):
             bursts.append(ready_burst.output)
             buffers.append(buffer)
             # A line's data goes to its place at once. Its address comes through a buffer, whose ready is a register
-            # too. Then it rests while it is compared with the window, and again, with what was found, until it leaves.
+            # too, and rests in another while it is compared with the window.
             m.submodules[f"line{i}"] = offered = SkidBuffer(client.line.payload.address.shape())
-            arrived, address = Signal(name=f"arrived{i}"), Signal(address_bits, name=f"address{i}", reset_less=True)
-            compared = Signal(name=f"compared{i}")
             taken = Signal(line_layout(config), name=f"taken{i}", reset_less=True)
             held, inside = Signal(name=f"held{i}"), Signal(name=f"inside{i}")
             dropping = Signal(name=f"dropping{i}")
@@ -126,12 +123,11 @@ class WritePort(wiring.Component):
                 client.line.ready.eq(offered.input.ready & buffer.input.ready & ~halted),
                 offered.input.valid.eq(client.line.valid & buffer.input.ready & ~halted),
                 buffer.input.valid.eq(client.line.valid & offered.input.ready & ~halted),
-                offered.input.payload.eq(client.line.payload.address),
-                compared.eq(~held | leaves), offered.output.ready.eq(~arrived | compared),
+                offered.input.payload.eq(client.line.payload.address), offered.output.ready.eq(~held | leaves),
                 buffer.input.payload.data.eq(client.line.payload.data),
                 buffer.input.payload.strobe.eq(client.line.payload.strobe),
                 buffer.clear.eq(calm & halted),          # of the data of lines that were dropped
-                window.lines[i].eq(address),
+                window.lines[i].eq(offered.output.payload),
                 # A full buffer empties by itself: it holds more than the burst that is being collected.
                 coalescer.hold.eq(~buffer.input.ready),
                 coalescer.line.valid.eq(held & inside), coalescer.line.payload.eq(taken),
@@ -142,45 +138,41 @@ class WritePort(wiring.Component):
             ]
             with m.If(leaves | (halted & ~inside)):
                 m.d.sync += held.eq(0)
+            address = offered.output.payload
+            with m.If(offered.output.valid & offered.output.ready):
+                m.d.sync += after.eq(address + 1)
             with m.If(offered.output.ready):
-                m.d.sync += [arrived.eq(offered.output.valid), address.eq(offered.output.payload)]
-            with m.If(compared):
-                m.d.sync += [held.eq(arrived), inside.eq(window.inside[i] & ~dropping),
+                m.d.sync += [held.eq(offered.output.valid), inside.eq(window.inside[i] & ~dropping),
                              taken.address.eq(address), taken.follows.eq(address == after)]
-                with m.If(arrived):
-                    m.d.sync += after.eq(address + 1)
             with m.If(calm):
                 m.d.sync += dropping.eq(0)
             with m.If(outside[i]):
                 m.d.sync += dropping.eq(1)
-            m.d.sync += client.idle.eq((pending == 0) & ~held & ~arrived & ~offered.output.valid)
+            m.d.sync += client.idle.eq((pending == 0) & ~held & ~offered.output.valid)
             mine = acknowledged & (expected.output.payload.client == i)
             m.d.sync += pending.eq(pending + kept - Mux(mine, acknowledged_lines, 0))
 
         # Choose a burst per cycle and queue it for the address, data and response channels.
         # Their lines count as outstanding a cycle later, and `room` is of the cycle before: both leave it a margin.
-        may_issue, issued, chosen = Signal(), Signal(), Signal(burst)
-        recent, recent_burst = Signal(), Signal(burst, reset_less=True)
-        recent_client = Signal(CLIENT_BITS, reset_less=True)
+        may_issue, issued = Signal(), Signal()
+        recent, extra = Signal(), Signal.like(addresses.input.payload.extra)
         room = Signal()
         m.d.sync += room.eq(Mux(issued, outstanding <= OUTSTANDING_LINES - 3 * BURST_LINES,
                                 Mux(recent, outstanding <= OUTSTANDING_LINES - 2 * BURST_LINES,
                                     outstanding <= OUTSTANDING_LINES - BURST_LINES)))
-        place = room_register(m, "addresses", ADDRESSES, issued, addresses.output.valid & addresses.output.ready)
-        turn_place = room_register(m, "sending", TURNS, issued, sending.output.valid & sending.output.ready)
         m.d.comb += [
-            may_issue.eq(place & turn_place & room),
+            may_issue.eq(addresses.input.ready & sending.input.ready & room),
             issued.eq(arbiter.valid & may_issue), arbiter.serve.eq(may_issue),
             arbiter.requests.eq(Cat(burst.valid for burst in bursts)),
-            sending.input.payload.client.eq(recent_client), sending.input.payload.extra.eq(recent_burst.extra),
-            expected.input.payload.client.eq(recent_client), expected.input.payload.burst.eq(recent_burst),
-            addresses.input.payload.eq(recent_burst),
-            *(queue.input.valid.eq(recent) for queue in (addresses, sending, expected)),
+            sending.input.payload.client.eq(arbiter.choice),
+            sending.input.payload.extra.eq(addresses.input.payload.extra),
+            *(sending.input.payload.of[i].eq(arbiter.choice == i) for i in range(count)),
+            addresses.input.valid.eq(issued), sending.input.valid.eq(issued), expected.input.valid.eq(recent),
         ]
         with m.Switch(arbiter.choice):
-            for i, port in enumerate(bursts):
+            for i, chosen in enumerate(bursts):
                 with m.Case(i):
-                    m.d.comb += [chosen.eq(port.payload), port.ready.eq(issued)]
+                    m.d.comb += [addresses.input.payload.eq(chosen.payload), chosen.ready.eq(issued)]
         head = addresses.output.payload
         m.d.comb += [
             self.axi.awvalid.eq(addresses.output.valid), addresses.output.ready.eq(self.axi.awready),
@@ -229,8 +221,8 @@ class WritePort(wiring.Component):
             errors.sources[count].report.address.eq(oldest.burst.address << offset_bits),
             errors.sources[count].report.client.eq(oldest.client),
         ]
-        m.d.sync += [recent.eq(issued), recent_burst.eq(chosen), recent_client.eq(arbiter.choice),
-                     *(sending.input.payload.of[i].eq(arbiter.choice == i) for i in range(count)),
-                     outstanding.eq(outstanding + Mux(recent, recent_burst.extra + 1, 0)
-                                    - Mux(acknowledged, acknowledged_lines, 0))]
+        m.d.sync += [recent.eq(issued), extra.eq(addresses.input.payload.extra),
+                     expected.input.payload.client.eq(arbiter.choice),
+                     expected.input.payload.burst.eq(addresses.input.payload),
+                     outstanding.eq(outstanding + Mux(recent, extra + 1, 0) - Mux(acknowledged, acknowledged_lines, 0))]
         return m

@@ -10,18 +10,13 @@ from amaranth.hdl import Assert, Assume, Elaboratable, Module, Mux, Signal
 
 from .harness import BY_BITS, Fault, Proof, after, anyconst, anyseq, assume_stream, check_stream, delayed
 
-DEPTH = 13
+DEPTH = 11
 LINE, LINE_BITS = 32, 5
 
 
 def _config():
     from hw.config import CoreConfig
     return CoreConfig(name="formal", rows=4, columns=8, buffer_lines=64)     # a vector is 8, a line 32 bytes
-
-
-def _begins(m):
-    """The second cycle: units know their counts a cycle before they begin."""
-    return after(m, 1) & ~after(m, 2)
 
 
 class Span:
@@ -92,7 +87,7 @@ class StreamAddresses(Elaboratable):
         span, item = Span(m, levels, 8), dut.item
         taken = item.valid & item.ready
         begins, active = Signal(), Signal()
-        m.d.comb += [begins.eq(_begins(m) | (anyseq(m, 1, "begins") & after(m, 2) & ~active)),
+        m.d.comb += [begins.eq(~after(m, 1) | (anyseq(m, 1, "begins") & ~active)),
                      dut.load.eq(begins), loops.load.eq(begins), loops.step.eq(taken),
                      dut.start.eq(span.start), loops.start_address.eq(span.start),
                      item.ready.eq(anyseq(m, 1, "ready"))]
@@ -124,7 +119,7 @@ class ReaderAddresses(Elaboratable):
         m.submodules.dut = dut = VectorReader(_config(), ahead=4)
         span = Span(m, 5, 8)
         sent, _ = environment.memory(dut.client)
-        m.d.comb += [dut.start.eq(_begins(m)), dut.width.eq(anyconst(m, 2, "width")), dut.address.eq(span.start),
+        m.d.comb += [dut.start.eq(~after(m, 1)), dut.width.eq(anyconst(m, 2, "width")), dut.address.eq(span.start),
                      dut.vector.ready.eq(environment.may("vector_ready"))]
         for k in range(5):
             m.d.comb += [dut.count[k].eq(span.counts[k]), dut.stride[k].eq(span.strides[k])]
@@ -143,7 +138,7 @@ class WriterAddresses(Elaboratable):
         environment = _Environment(m)
         m.submodules.dut = dut = VectorWriter(_config())
         width, span = anyconst(m, 1, "width"), Span(m, 5, 16)      # a vector has 8 or 16 bytes
-        m.d.comb += [dut.start.eq(_begins(m)), dut.width.eq(width), dut.address.eq(span.start),
+        m.d.comb += [dut.start.eq(~after(m, 1)), dut.width.eq(width), dut.address.eq(span.start),
                      dut.discard.eq(anyconst(m, 1, "discard")), dut.vector.valid.eq(environment.may("vector_valid")),
                      dut.client.line.ready.eq(environment.may("line_ready"))]
         for k in range(5):
@@ -154,7 +149,7 @@ class WriterAddresses(Elaboratable):
         assume_stream(m, dut.vector)
         check_stream(m, line)
         m.d.comb += [Assert(~(line.valid & dut.discard), "wrote what is to be discarded"),
-                     Assert(~after(m, 3) | ~dut.done | (vectors == span.steps), "done too early")]
+                     Assert(~after(m, 2) | ~dut.done | (vectors == span.steps), "done too early")]
         for byte in range(0, LINE, 4):
             address = (line.payload.address << LINE_BITS) + byte
             m.d.comb += Assert(~(line.valid & line.payload.strobe[byte]) | (
@@ -243,6 +238,8 @@ class StoreAddresses(Elaboratable):
                          command.store[f"stride{k}"].eq(span.strides[k])]
         environment.check(lines, span.steps)
         return m
+
+
 
 
 def _proof(name, design, *faults):

@@ -252,8 +252,8 @@ class LoopNestProof(Elaboratable):
         start = Mux(anyconst(m, 1, "shifted"), -100, 0)
         down = [anyconst(m, 1, f"down{k}") for k in range(self.levels)]
         counts = [anyconst(m, 2, f"count{k}") for k in range(self.levels)]
-        begun = after(m, 2)       # the counts are there a cycle before `load`
-        m.d.comb += [dut.load.eq(after(m, 1) & ~begun), dut.step.eq(begun), dut.start_address.eq(start)]
+        begun = after(m, 1)
+        m.d.comb += [dut.load.eq(~begun), dut.step.eq(begun), dut.start_address.eq(start)]
         at = [Signal(2, name=f"at{k}") for k in range(self.levels)]     # the specification's own counters
         ends, value, low, high = [], start, start, start
         for k in range(self.levels):
@@ -320,7 +320,7 @@ PROOFS = [
     Proof("random_words/mix32", RandomWordsProof, 2, (
         Fault("hw/random_words.py", "a >> statement.shift", "a >> (statement.shift + 1)"),
         Fault("hw/random_words.py", "j * INDEX_MULTIPLIER & MASK", "j")), induction=True),
-    Proof("loop_nest/affine", LoopNestProof, 13, (
+    Proof("loop_nest/affine", LoopNestProof, 12, (
         Fault("hw/loop_nest.py", "with m.If(self.load | (self.step & moved[k])):",
               "with m.If(self.load | (self.step & advance[k])):"),
         Fault("hw/loop_nest.py", "~self.count[k][1:].any()", "self.count[k] == 1"))),

@@ -14,13 +14,12 @@ from tests.hw.streams import STALLS, simulate, stalls, stream_check, stream_get,
 TYPES = (np.int8, np.int16, np.int32)
 
 
-async def run_setup(ctx, dut, width, address, counts, strides):
+def run_setup(ctx, dut, width, address, counts, strides):
     ctx.set(dut.width, width)
     ctx.set(dut.address, address)
     for k in range(LEVELS):
         ctx.set(dut.count[k], counts[k])
         ctx.set(dut.stride[k], strides[k])
-    await ctx.tick()
 
 
 async def pulse(ctx, signal):
@@ -58,7 +57,7 @@ def test_reader(core, pattern, width):
         nonlocal requested
         for address, counts, strides in patterns(lanes, 1 << width):
             places = list(addresses(address, counts, strides))
-            await run_setup(ctx, dut, width, address, counts, strides)
+            run_setup(ctx, dut, width, address, counts, strides)
             await pulse(ctx, dut.start)
             memory.reads.clear()
             vectors = await stream_get(ctx, dut.vector, len(places), stall=sink)
@@ -68,7 +67,7 @@ def test_reader(core, pattern, width):
             assert memory.reads == [line for line, _ in itertools.groupby(lines)]
             # A new run reads again what the last one held: it may have changed.
             memory.bytes[places[-1]] ^= 0x55
-            await run_setup(ctx, dut, width, places[-1], (1,) * LEVELS, (0,) * LEVELS)
+            run_setup(ctx, dut, width, places[-1], (1,) * LEVELS, (0,) * LEVELS)
             await pulse(ctx, dut.start)
             vector, = await stream_get(ctx, dut.vector, 1, stall=sink)
             assert [*vector] == memory.load(places[-1], (lanes,), TYPES[width]).tolist()
@@ -100,7 +99,7 @@ def test_writer(core, pattern, width):
             for place, vector in zip(places, data, strict=True):
                 raw = vector.astype(TYPES[width]).view(np.uint8)
                 expected[place:place + len(raw)] = raw
-            await run_setup(ctx, dut, width, address, counts, strides)
+            run_setup(ctx, dut, width, address, counts, strides)
             await pulse(ctx, dut.start)
             memory.writes.clear()
             await stream_put(ctx, dut.vector, [[int(x) for x in vector] for vector in data], stall=source)
@@ -127,7 +126,7 @@ def test_one_vector_per_cycle(width):
     cycles = {}
 
     async def read(ctx):
-        await run_setup(ctx, reader, width, 0, (1, 1, 1, 1, count), (0, 0, 0, 0, vector))
+        run_setup(ctx, reader, width, 0, (1, 1, 1, 1, count), (0, 0, 0, 0, vector))
         await pulse(ctx, reader.start)
         await stream_get(ctx, reader.vector, 1)
         ctx.set(reader.vector.ready, 1)
@@ -137,7 +136,7 @@ def test_one_vector_per_cycle(width):
             await ctx.tick().until(reader.vector.valid)
 
     async def write(ctx):
-        await run_setup(ctx, writer, width, 0, (1, 1, 1, 1, count), (0, 0, 0, 0, vector))
+        run_setup(ctx, writer, width, 0, (1, 1, 1, 1, count), (0, 0, 0, 0, vector))
         await pulse(ctx, writer.start)
         ctx.set(writer.vector.valid, 1)
         cycles["write"] = 0
