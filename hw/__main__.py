@@ -24,8 +24,8 @@ def main(arguments=None) -> int:
                        "(default: the first three)")
     synth.add_argument("--device", action="append", help="ecp5, xc7 or xcup; may repeat (default ecp5)")
     synth.add_argument("--seeds", type=int, default=3, help="placements on ECP5 (default 3)")
-    synth.add_argument("--router", choices=("router1", "router2"), help="nextpnr's (default: router1, for the core "
-                       "router2: the other needs hours)")
+    synth.add_argument("--placer", choices=("heap", "static"), help="nextpnr's (default: heap, for the core static)")
+    synth.add_argument("--router", choices=("router1", "router2"), default="router1", help="nextpnr's")
     synth.add_argument("--no-route", action="store_true", help="synthesis only")
     synth.add_argument("--keep", action="store_true", help="put the results into the committed baseline")
     synth.add_argument("--out", type=Path, default=Path("build/synth"))

@@ -45,6 +45,13 @@ def test_cells_and_rates_reach_the_table(tools, tmp_path):
     assert "| array | tiny | ecp5 | 100 (+10) | 7 | 50 | 16 |" in text and "| 6.2 | 102.0 (2.0) |" in text
 
 
+@pytest.mark.parametrize("design, options", [("array", "--freq 150 .* --placer heap --router router1"),
+                                             ("core", "--freq 100 .* --placer static --router router1")])
+def test_a_core_is_placed_with_short_wires_and_its_own_goal(tools, tmp_path, design, options):
+    row = synthesis.run(design, PRESETS["tiny"], "ecp5", tmp_path, seeds=(1,), log=lambda _: None)
+    assert re.search(options, row["place_and_route"])
+
+
 def test_a_tool_that_cannot_tell_its_version_is_named(tmp_path):
     tool = tmp_path / "yosys"
     tool.write_text("#!/bin/sh\necho no such library >&2\nexit 127\n")
