@@ -240,8 +240,6 @@ class StoreAddresses(Elaboratable):
         return m
 
 
-
-
 def _proof(name, design, *faults):
     return Proof(name, design, DEPTH, tuple(Fault(*fault) for fault in faults), engine=BY_BITS)
 
