@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from amaranth.hdl import Module, Shape, Signal, Value
+from amaranth.hdl import Module, Mux, Shape, Signal, Value
 from amaranth.lib import stream, wiring
 from amaranth.lib.memory import Memory
 from amaranth.lib.wiring import In, Out
@@ -56,22 +56,25 @@ class Fifo(wiring.Component):
         m.d.comb += [
             self.input.ready.eq(room), put.eq(self.input.valid & room & ~falls),
             free.eq(~output.valid | output.ready), moves.eq(vacant | output.ready),
-            write.en.eq(put), write.data.eq(self.input.payload),
+            write.data.eq(self.input.payload),
         ]
         if self.depth <= SHALLOW:
             read = memory.read_port(domain="comb")
             m.d.comb += [get.eq(some & free), self.level.eq(stored + output.valid)]
-            with m.If(moves):
-                m.d.sync += payload.eq(read.data)
-            with m.If(free):
-                m.d.sync += [output.valid.eq(some), vacant.eq(~some)]
+            # What moves an item's bits looks at no valid, which is late: while there is room, whatever comes is
+            # written over the first free row, and counts only once the address goes on.
+            m.d.comb += write.en.eq(room)
+            first, comes = read.data, some
             if self.fall_through:
-                m.d.comb += falls.eq(self.input.valid & room & ~some & free)
-                with m.If(falls):
-                    m.d.sync += [payload.eq(self.input.payload), output.valid.eq(1), vacant.eq(0)]
+                first, comes = Mux(some, read.data, Value.cast(self.input.payload)), some | self.input.valid
+                m.d.comb += falls.eq(self.input.valid & ~some & free)
+            with m.If(moves):
+                m.d.sync += payload.eq(first)
+            with m.If(free):
+                m.d.sync += [output.valid.eq(comes), vacant.eq(~comes)]
         else:
             read, fetched = memory.read_port(), Signal()
-            m.d.comb += [get.eq(some & (~fetched | free)), read.en.eq(get),
+            m.d.comb += [write.en.eq(put), get.eq(some & (~fetched | free)), read.en.eq(get),
                          self.level.eq(stored + fetched + output.valid)]
             with m.If(moves):
                 m.d.sync += payload.eq(read.data)

@@ -59,7 +59,7 @@ PROOFS = [
     Proof("fifo/deep_order", lambda: Order(_unit("hw.fifo", "Fifo", 2, 17)), 8, (
         Fault("hw/fifo.py", "get.eq(some & (~fetched | free))", "get.eq(some)"),)),
     Proof("fifo/fall_through", lambda: Order(_falling), 7, (
-        Fault("hw/fifo.py", "room & ~some & free)", "room & free)"),)),
+        Fault("hw/fifo.py", "self.input.valid & ~some & free", "self.input.valid & free"),)),
     Proof("skid_buffer/order", lambda: Order(_unit("hw.skid_buffer", "SkidBuffer", 2)), 7, (
         Fault("hw/skid_buffer.py", "with m.If(~held):", "with m.If(1):"),)),
     Proof("skid_buffer/stream", lambda: StreamProof(_unit("hw.skid_buffer", "SkidBuffer", 4)), 3, (
