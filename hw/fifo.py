@@ -23,7 +23,7 @@ class Fifo(wiring.Component):
 
     With ``fall_through`` an item that finds the memory empty goes to the output register at once: latency one cycle.
 
-    No address is read in the cycle in which it is written (amaranth.lib.fifo's queues do not tell synthesis so).
+    No item is read in the cycle in which it is written (amaranth.lib.fifo's queues do not tell synthesis so).
 
     Attributes
     ----------

@@ -278,10 +278,12 @@ def assume_stream(m: Module, port):
     m.d.comb += [Assume(condition) for condition in _held(m, port)]
 
 
-def check_order(m: Module, source, sink, *, bits: int = 4, transform=lambda payload: payload):
+def check_order(m: Module, source, sink, *, bits: int = 4, transform=lambda payload: payload,
+                latency: int | None = None):
     """Assert that every item taken from `source` appears once and in order at `sink`, as `transform` of it.
 
-    Watches one item of any number the solver likes; valid for runs of fewer than ``2**bits`` items.
+    Watches one item of any number the solver likes; valid for runs of fewer than ``2**bits`` items. With ``latency`` the
+    next item must be on offer so many cycles after it was taken: without, one that is lost shows only by a later one.
     """
     watched = anyconst(m, bits, "watched_item")
     taken, given = Signal(bits), Signal(bits)
@@ -295,6 +297,8 @@ def check_order(m: Module, source, sink, *, bits: int = 4, transform=lambda payl
         m.d.sync += given.eq(given + 1)
     # An item may pass through in the very cycle in which it enters.
     entered = taken + takes
+    if latency is not None:
+        m.d.comb += Assert((given >= delayed(m, entered, latency)) | sink.valid, "an item was lost or came late")
     item = Signal.like(kept)
     with m.If(takes & (taken == watched)):
         m.d.comb += item.eq(_raw(source.payload))

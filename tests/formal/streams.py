@@ -23,16 +23,16 @@ class StreamProof(Elaboratable):
 
 
 class Order(Elaboratable):
-    """Everything comes out once, in order and unchanged."""
+    """Everything comes out once, in order, unchanged and after the unit's latency."""
 
-    def __init__(self, make):
-        self.make = make
+    def __init__(self, make, latency):
+        self.make, self.latency = make, latency
 
     def elaborate(self, platform):
         m = Module()
         m.submodules.dut = dut = self.make()
         free_inputs(m, dut, keep=("clear",))
-        check_order(m, dut.input, dut.output)
+        check_order(m, dut.input, dut.output, latency=self.latency)
         return m
 
 
@@ -54,13 +54,14 @@ def _falling():
 _HANDOVER = ("with m.If(~busy):", "with m.If(left == 0):")
 
 PROOFS = [
-    Proof("fifo/order", lambda: Order(_unit("hw.fifo", "Fifo", 2, 2)), 7, (
+    Proof("fifo/order", lambda: Order(_unit("hw.fifo", "Fifo", 2, 2), 2), 7, (
         Fault("hw/fifo.py", "free.eq(~output.valid | output.ready)", "free.eq(1)"),)),
-    Proof("fifo/deep_order", lambda: Order(_unit("hw.fifo", "Fifo", 2, 17)), 8, (
+    Proof("fifo/deep_order", lambda: Order(_unit("hw.fifo", "Fifo", 2, 17), 3), 8, (
         Fault("hw/fifo.py", "get.eq(some & (~fetched | free))", "get.eq(some)"),)),
-    Proof("fifo/fall_through", lambda: Order(_falling), 7, (
-        Fault("hw/fifo.py", "self.input.valid & ~some & free", "self.input.valid & free"),)),
-    Proof("skid_buffer/order", lambda: Order(_unit("hw.skid_buffer", "SkidBuffer", 2)), 7, (
+    Proof("fifo/fall_through", lambda: Order(_falling, 1), 7, (
+        Fault("hw/fifo.py", "self.input.valid & ~some & free", "self.input.valid & free"),
+        Fault("hw/fifo.py", "some | self.input.valid", "some"))),
+    Proof("skid_buffer/order", lambda: Order(_unit("hw.skid_buffer", "SkidBuffer", 2), 0), 7, (
         Fault("hw/skid_buffer.py", "with m.If(~held):", "with m.If(1):"),)),
     Proof("skid_buffer/stream", lambda: StreamProof(_unit("hw.skid_buffer", "SkidBuffer", 4)), 3, (
         Fault("hw/skid_buffer.py", "held.eq(waits)", "held.eq(0)"),)),
