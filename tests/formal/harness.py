@@ -282,8 +282,8 @@ def check_order(m: Module, source, sink, *, bits: int = 4, transform=lambda payl
                 latency: int | None = None):
     """Assert that every item taken from `source` appears once and in order at `sink`, as `transform` of it.
 
-    Watches one item of any number the solver likes; valid for runs of fewer than ``2**bits`` items. With ``latency`` the
-    next item must be on offer so many cycles after it was taken: without, one that is lost shows only by a later one.
+    Watches one item of any number the solver likes; valid for runs of fewer than ``2**bits`` items. With ``latency``
+    the next item must be on offer so many cycles after it was taken; without, a lost one shows only by a later one.
     """
     watched = anyconst(m, bits, "watched_item")
     taken, given = Signal(bits), Signal(bits)
