@@ -29,8 +29,10 @@ class CoreConfig:
     ----------
     name : identifies the configuration in file names and reports.
     rows, columns : processing elements of the systolic array; powers of two, 4 to 32, may differ. A *vector*
-        is ``max(rows, columns)`` channels; a *line* is 4 vectors of int8 = 1 vector of int32, the unit in which
-        the core talks to memory.
+        is ``max(rows, columns)`` channels.
+    lanes : elements that the vector engine works on per cycle: a vector (default), or half of one. A *line*, the unit in
+        which the core talks to memory, has 4 bytes for each lane: it is 4 or 2 vectors of int8, all or half of a vector
+        of int32. Half the lanes make the core smaller and passes over memory twice as long.
     beat_bytes : AXI data width in bytes, a power of two from 8 up to the line (default: the line).
     buffer_lines : lines in each of the two banks of each operand buffer.
     accumulator_entries : int32 vectors held below the array while they are summed over taps and channel tiles.
@@ -43,6 +45,7 @@ class CoreConfig:
     name: str
     rows: int
     columns: int
+    lanes: int = 0
     beat_bytes: int = 0
     buffer_lines: int = 512
     accumulator_entries: int = 512
@@ -64,15 +67,18 @@ class CoreConfig:
                     raise ConfigError(f"core {self.name!r}: {field.name} must be an integer, "
                                       f"not {getattr(self, field.name)!r}") from None
                 object.__setattr__(self, field.name, value)
-        if self.beat_bytes == 0:
-            object.__setattr__(self, "beat_bytes", self.line_bytes)
         self._power_of_two("rows", 4, 32)
         self._power_of_two("columns", 4, 32)
+        if self.lanes == 0:
+            object.__setattr__(self, "lanes", self.vector)
+        self._power_of_two("lanes", max(4, self.vector // 2), self.vector)
+        if self.beat_bytes == 0:
+            object.__setattr__(self, "beat_bytes", self.line_bytes)
         self._power_of_two("beat_bytes", 8, self.line_bytes)
         self._power_of_two("buffer_lines", 64, 4096)
         self._power_of_two("accumulator_entries", 4 * self.rows, 4096)
         self._power_of_two("result_entries", 2 * self.rows, 4096)
-        self._power_of_two("weight_lines", self.vector, 1024)
+        self._power_of_two("weight_lines", self.vector * self.parts, 1024)
 
     def _power_of_two(self, field: str, low: int, high: int):
         value = getattr(self, field)
@@ -87,8 +93,18 @@ class CoreConfig:
 
     @property
     def line_bytes(self) -> int:
-        """Bytes of one line: one vector of int32, or four vectors of int8."""
-        return 4 * self.vector
+        """Bytes of one line: an int32 for each lane."""
+        return 4 * self.lanes
+
+    @property
+    def parts(self) -> int:
+        """Parts, of one element per lane, in which the vector engine works on a vector: 1 or 2."""
+        return self.vector // self.lanes
+
+    @property
+    def vectors_per_line(self) -> int:
+        """int8 vectors in a line: 4 or 2."""
+        return self.line_bytes // self.vector
 
     @property
     def line_bits(self) -> int:

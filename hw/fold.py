@@ -40,8 +40,7 @@ class Fold(wiring.Component):
     ``fold_row_bytes``. Let a row have ``fold_pad_bytes`` zeros before it and zeros without end after it:
     output position p, of ``fold_columns``, is then the ``fold_kernel_bytes`` bytes from ``p *
     fold_step_bytes``, padded with zeros to ``fold_slices`` vectors; lane 0 is the leftmost byte. A row
-    consumes exactly its own bytes. The vectors leave packed, four a line; the last line is filled with
-    zeros.
+    consumes exactly its own bytes. The vectors leave packed into lines; the last line is filled with zeros.
 
     The compiler keeps ``1 <= fold_kernel_bytes <= window_bytes(config)``, ``fold_slices`` =
     ceil(fold_kernel_bytes / vector), and step, row bytes and columns at least 1. Bytes after the last row are
@@ -98,16 +97,16 @@ class Fold(wiring.Component):
                 with m.Else():
                     m.d.sync += place.eq(window[k + 1] if k + 1 < len(window) else 0)
 
-        # Packing: four vectors a line.
+        # Packing.
         push = Signal()
         pushed, packed = Signal(8 * vector), data_register(m, self.packed.payload)
         full = Signal()
-        slot = Signal(2)
+        slot = Signal(range(self.config.vectors_per_line))
         accept = Signal()
         m.d.comb += [self.packed.valid.eq(full), accept.eq(~full | self.packed.ready)]
         with m.If(push):
             m.d.sync += [packed.eq(Cat(packed[8 * vector:], pushed)),
-                         slot.eq(slot + 1), full.eq(slot == 3)]
+                         slot.eq(slot + 1), full.eq(slot == self.config.vectors_per_line - 1)]
         with m.Elif(self.packed.ready):
             m.d.sync += full.eq(0)
 

@@ -6,6 +6,7 @@ from amaranth.hdl import Cat, Module, Mux, Signal, signed
 from amaranth.lib import data, stream, wiring
 from amaranth.lib.wiring import In, Out
 
+from golden.random import INDEX_MULTIPLIER, MASK
 from golden.rounding import Rounding
 
 from .config import CoreConfig
@@ -132,27 +133,26 @@ class Lanes(wiring.Component):
 
     def __init__(self, config: CoreConfig):
         self.config = config
-        vectors = stream.Signature(data.ArrayLayout(signed(32), config.vector))
+        vectors = stream.Signature(data.ArrayLayout(signed(32), config.lanes))
         super().__init__({
             "start": In(1), "count": In(16).array(5), "settings": In(lane_settings()),
             "seed": In(32), "step": In(32), "stream": In(32), "random_start": In(32), "random_stride": In(32).array(5),
             "x": In(vectors), "other": In(vectors), "choice": In(vectors), "output": Out(vectors),
-            "pooled": In(2).array(config.vector), "label": In(8),
-            "words": Out(stream.Signature(data.ArrayLayout(32, config.vector))),
-            "state": Out(data.ArrayLayout(lane_state(), config.vector)), "starved": Out(1),
+            "pooled": In(2).array(config.lanes), "label": In(8),
+            "words": Out(stream.Signature(data.ArrayLayout(32, config.lanes))),
+            "state": Out(data.ArrayLayout(lane_state(), config.lanes)), "starved": Out(1),
         })
 
     def elaborate(self, platform):
         m = Module()
         settings, output = self.settings, self.output
-        lanes_count = self.config.vector
+        lanes_count = self.config.lanes
         lane_bits = lanes_count.bit_length() - 1
         rules, widths, states = roundings(self.config), target_bits(self.config), "wage" in self.config.methods
         m.submodules.round = rounder = RoundShift(lanes_count, rules, width=32, target_bits=widths, flags=states)
-        m.submodules.nest = nest = LoopNest(5, {"channel": CHANNEL_BITS})
-        for k in range(5):
-            m.d.comb += nest.count[k].eq(self.count[k])
-        m.d.comb += nest.stride_channel[4].eq(lanes_count)
+        m.submodules.nest = nest = self._nest(m, {"channel": CHANNEL_BITS})
+        m.d.comb += [nest.stride_channel[4].eq(self.config.vector),
+                     *(stride.eq(lanes_count) for stride in nest.stride_channel[5:])]
 
         drawn = Signal(init=1)       # this vector's random words are there, or it needs none
         if rounder.needs_draw:
@@ -198,7 +198,7 @@ class Lanes(wiring.Component):
         m.d.comb += [
             complete.eq((self.other.valid | ~need_other) & (self.choice.valid | ~need_choice)),
             step.eq(rounded.output.valid & complete & results_room), leaves.eq(output.valid & output.ready),
-            self.other.ready.eq(step & need_other & (~settings.label | nest.at_last[4])),
+            self.other.ready.eq(step & need_other & (~settings.label | nest.at_last[4:].all())),
             self.choice.ready.eq(step & need_choice),
             self.starved.eq((rounder_room & ~self.x.valid) | (rounded.output.valid & results_room & ~complete)),
             nest.load.eq(self.start),
@@ -249,11 +249,18 @@ class Lanes(wiring.Component):
                              state[1].eq(state[0]), state[2].eq(state[1]), into_results.states[i].eq(state[2])]
         return m
 
+    def _nest(self, m, values):
+        """The five loops, and one more over the parts of a vector."""
+        parts = self.config.parts
+        nest = LoopNest(5 + (parts > 1), values)
+        m.d.comb += [*(nest.count[k].eq(self.count[k]) for k in range(5)), *(count.eq(parts) for count in nest.count[5:])]
+        return nest
+
     def _random_words(self, m, rounder, drawn):
         """Random words run ahead of the vectors into a queue with room for all that are on the way."""
-        settings, lanes_count = self.settings, self.config.vector
+        settings, lanes_count = self.settings, self.config.lanes
         m.submodules.random = random = RandomWords(lanes_count)
-        m.submodules.random_nest = random_nest = LoopNest(5, {"product": 32})
+        m.submodules.random_nest = random_nest = self._nest(m, {"product": 32})
         drawing = Signal()           # words remain to be asked for
         m.submodules.drawn = queue = Fifo(random.words.shape(), QUEUE)
         taken = Signal()
@@ -269,9 +276,8 @@ class Lanes(wiring.Component):
             random_nest.load.eq(self.start), random_nest.start_product.eq(self.random_start),
             random_nest.step.eq(random.i_valid), drawn.eq(~settings.draw | queue.output.valid),
         ]
-        for k in range(5):
-            m.d.comb += [random_nest.count[k].eq(self.count[k]),
-                         random_nest.stride_product[k].eq(self.random_stride[k])]
+        m.d.comb += [*(random_nest.stride_product[k].eq(self.random_stride[k]) for k in range(5)),
+                     *(stride.eq(lanes_count * INDEX_MULTIPLIER & MASK) for stride in random_nest.stride_product[5:])]
         with m.If(self.start):
             m.d.sync += drawing.eq(settings.draw)
         with m.Elif(random_nest.step & random_nest.last):

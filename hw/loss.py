@@ -29,7 +29,8 @@ class NitiLoss(wiring.Component):
 
     Parameters
     ----------
-    config : the core; ``config.vector`` is the number V of int8 lanes of a vector.
+    config : the core. Logits and errors come in parts of ``config.lanes`` elements: all parts of ceil(classes / V)
+        vectors, V = ``config.vector``.
     max_classes : largest number of classes, 2 to 1023.
     dividers : divisions in flight, 1 to 16.
 
@@ -37,8 +38,8 @@ class NitiLoss(wiring.Component):
     ----------
     exponent : In(signed(16)), of the logits. classes : In(10), 2..max_classes; a smaller or larger count gives
         undefined errors. Both are held from a sample's first logits until its last errors have left.
-    logits : In(stream of ArrayLayout(signed(8), V)): ceil(classes / V) vectors per sample, channel 0 in lane 0 of the
-        first; lanes beyond ``classes`` are ignored.
+    logits : In(stream of ArrayLayout(signed(8), lanes)), channel 0 in lane 0 of a sample's first; lanes beyond
+        ``classes`` are ignored.
     label : In(stream of unsigned(16)), one per sample, taken at its end. A label that is no class leaves every class
         with its probability, as if the sample belonged to none.
     error : Out(stream like ``logits``), lanes beyond ``classes`` zero. Its exponent is 0 by definition, 1.0 is 128.
@@ -52,7 +53,7 @@ class NitiLoss(wiring.Component):
     * powers: abs(a) * LOG2_E >> 15, shifted left by exponent + 6, 6 bits dropped: both truncations are toward zero;
     * series: 2**(1-2e) | a**2 (they share no bit) +- abs(a) << (1 - e).
 
-    Cycles per sample, unstalled: classes * (5 + ceil(14 / dividers)) + vectors + about 40: two to store a logit, one
+    Cycles per sample, unstalled: classes * (5 + ceil(14 / dividers)) + parts + about 40: two to store a logit, one
     for the sum, two to send an error.
     """
 
@@ -61,7 +62,7 @@ class NitiLoss(wiring.Component):
             raise ValueError(f"NitiLoss takes max_classes of 2 to {(1 << CLASS_BITS) - 1}, not {max_classes}")
         if not 1 <= dividers <= 16:
             raise ValueError(f"NitiLoss takes 1 to 16 dividers, not {dividers}")
-        self.lanes = config.vector
+        self.lanes, self.parts = config.lanes, config.parts
         self.max_classes = max_classes
         self.dividers = dividers
         vector = stream.Signature(data.ArrayLayout(signed(8), self.lanes))
@@ -97,6 +98,7 @@ class NitiLoss(wiring.Component):
         m.submodules.values = values = Memory(shape=8, depth=self.max_classes, init=[])
         write, read = values.write_port(), values.read_port()
         position, lane, last = Signal(CLASS_BITS), Signal(range(self.lanes)), Signal()
+        odd = Signal()               # the part at hand is the second of its vector
         m.d.comb += read.addr.eq(position)
 
         # Weights. Stage k holds what entered k + 1 cycles ago; `head` marks the largest logit.
@@ -181,6 +183,14 @@ class NitiLoss(wiring.Component):
             with m.If(last):
                 m.next = done
 
+        def part_ends(padding):
+            """With the last class of a vector's first part goes on to ``padding``."""
+            if self.parts > 1:
+                with m.If(last | lane.all()):
+                    m.d.sync += odd.eq(~last & ~odd)
+                with m.If(last & ~odd):
+                    m.next = padding
+
         with m.FSM():
             with m.State("LOAD"):
                 m.d.sync += [logit.eq(self.logits.payload[lane]), first.eq(position == 0),
@@ -192,6 +202,11 @@ class NitiLoss(wiring.Component):
                              self.logits.ready.eq(last | lane.all())]
                 m.d.sync += [lane.eq(Mux(last, 0, lane + 1)), exceeds.eq(first | (logit > largest_logit))]
                 advance("LOAD", "HEAD")
+                part_ends("SKIP")
+            with m.State("SKIP"):
+                m.d.comb += self.logits.ready.eq(1)
+                with m.If(self.logits.valid):
+                    m.next = "HEAD"
             with m.State("HEAD"):
                 m.d.comb += [enter.eq(1), enter_head.eq(1)]
                 m.next = "SUM"
@@ -228,4 +243,9 @@ class NitiLoss(wiring.Component):
                     m.d.sync += [vector[lane].eq(read.data), lane.eq(Mux(last, 0, lane + 1)),
                                  full.eq(last | lane.all())]
                     advance("SEEK", "LOAD")
+                    part_ends("PAD")
+            with m.State("PAD"):
+                with m.If(~full):
+                    m.d.sync += [vector.eq(0), full.eq(1)]
+                    m.next = "LOAD"
         return m

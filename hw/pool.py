@@ -20,27 +20,37 @@ def pooled(lanes: int) -> data.StructLayout:
 class MaxPool(wiring.Component):
     """Turns every 4 consecutive vectors into their lane-wise maximum and the position of its first occurrence.
 
+    Parameters
+    ----------
+    lanes : elements per cycle.
+    parts : parts of ``lanes`` elements in which a vector comes, one after the other, and a result leaves: 1 or 2.
+
     Attributes
     ----------
     input : In stream of ``lanes`` x signed(32). output : Out stream of ``pooled(lanes)``.
 
-    Throughput: one input vector per cycle. Latency: three cycles from the last vector of a window to the result.
+    Throughput: one part per cycle; a window's second result leaves two cycles after its first. Latency: three cycles
+    from the last vector of a window to the result.
     """
 
-    def __init__(self, lanes: int):
+    def __init__(self, lanes: int, parts: int = 1):
         if lanes < 1:
             raise ValueError(f"max-pooling needs at least one lane, not {lanes}")
-        self.lanes = lanes
+        if parts not in (1, 2):
+            raise ValueError(f"max-pooling takes vectors in 1 or 2 parts, not {parts}")
+        self.lanes, self.parts = lanes, parts
         super().__init__({"input": In(stream.Signature(data.ArrayLayout(signed(32), lanes))),
                           "output": Out(stream.Signature(pooled(lanes)))})
 
     def elaborate(self, platform):
         m = Module()
-        position = Signal(range(WINDOW))
+        count = Signal(range(WINDOW * self.parts))
+        position = count >> self.parts - 1
         # `vacant`, the complement of `there`, is what moves every bit of the vector.
         vector, there, vacant = Signal.like(self.input.payload, reset_less=True), Signal(), Signal(init=1)
-        best, complete, go = Signal.like(self.output.payload, reset_less=True), Signal(), Signal(init=1)
-        # A complete window moves to the output when that is empty, which it is long before the next one is complete.
+        best = [Signal(self.output.payload.shape(), name=f"best{k}", reset_less=True) for k in range(self.parts)]
+        complete, go = Signal(), Signal(init=1)
+        # Of `best` the first is that of the last part, the last that of the part at hand. A complete window moves to the output when that is empty, which it is long before the next one is complete.
         # `go`, a register, says that there is no complete window, or an empty output for it; it may be a cycle late, as
         # it does not look at the output's ready.
         full = Signal()
@@ -53,15 +63,15 @@ class MaxPool(wiring.Component):
         with m.If(go):
             m.d.sync += complete.eq(full)
         with m.If(there & go):
-            m.d.sync += position.eq(Mux(position == WINDOW - 1, 0, position + 1))
+            m.d.sync += [count.eq(count + 1), *(after.eq(before) for before, after in zip(best[-1:] + best, best))]
             for i in range(self.lanes):
-                with m.If((position == 0) | (vector[i] > best.value[i])):
-                    m.d.sync += [best.value[i].eq(vector[i]), best.choice[i].eq(position)]
+                with m.If((position == 0) | (vector[i] > best[-1].value[i])):
+                    m.d.sync += [best[0].value[i].eq(vector[i]), best[0].choice[i].eq(position)]
         empty = Signal(init=1)       # the complement of output.valid, for the same reason as `vacant`
         with m.If(~self.output.valid):
             m.d.sync += [self.output.valid.eq(complete), empty.eq(~complete)]
         with m.Elif(self.output.ready):
             m.d.sync += [self.output.valid.eq(0), empty.eq(1)]
         with m.If(empty):
-            m.d.sync += self.output.payload.eq(best)
+            m.d.sync += self.output.payload.eq(best[0])
         return m

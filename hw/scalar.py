@@ -226,7 +226,7 @@ class ScalarUnit(wiring.Component):
 
     def elaborate(self, platform):
         m = Module()
-        lanes = self.config.vector
+        lanes = self.config.lanes
         line_bits = (self.config.line_bytes - 1).bit_length()
         command = self.command.p
 

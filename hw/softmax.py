@@ -32,15 +32,16 @@ class Softmax(wiring.Component):
 
     Parameters
     ----------
-    config : the core; V = ``config.vector``.
+    config : the core. Logits and errors come in parts of ``config.lanes`` elements: all parts of ceil(classes / V)
+        vectors, V = ``config.vector``.
     max_classes : largest number of classes, 2 to 1023.
 
     Attributes
     ----------
     exponent : In(signed(16)), of the logits. classes : In(10), 2..max_classes. Both are held from a sample's first
         logits until its last results have left.
-    logits : In(stream of V x signed(32)): ceil(classes / V) vectors per sample, class 0 in lane 0 of the first; lanes
-        beyond ``classes`` are ignored.
+    logits : In(stream of lanes x signed(32)), class 0 in lane 0 of a sample's first; lanes beyond ``classes`` are
+        ignored.
     label : In(stream of unsigned(16)), one per sample, taken at its end. A label that is no class marks none.
     error : Out(stream like ``logits``): probability * 2**15, minus 2**15 at the label; lanes beyond
         ``classes`` are zero.
@@ -49,14 +50,14 @@ class Softmax(wiring.Component):
     fraction bits, give powers of two from a table of 256 entries, which replace the logits while their sum is taken
     (a pipeline, one class per cycle); then each power is divided by the sum, one after the other.
 
-    Cycles per sample, unstalled: about classes * 23 + vectors + 15: two to store a logit, one for its power, 20 for the
+    Cycles per sample, unstalled: about classes * 23 + parts + 15: two to store a logit, one for its power, 20 for the
     division.
     """
 
     def __init__(self, config: CoreConfig, max_classes: int = 128):
         if not 2 <= max_classes < 1 << CLASS_BITS:
             raise ValueError(f"Softmax takes max_classes of 2 to {(1 << CLASS_BITS) - 1}, not {max_classes}")
-        self.lanes = config.vector
+        self.lanes, self.parts = config.lanes, config.parts
         self.max_classes = max_classes
         vector = stream.Signature(data.ArrayLayout(signed(32), self.lanes))
         super().__init__({
@@ -84,6 +85,7 @@ class Softmax(wiring.Component):
         ]
 
         position, lane, last = Signal(CLASS_BITS), Signal(range(self.lanes)), Signal()
+        odd = Signal()               # the part at hand is the second of its vector
         logit, largest, first, exceeds = Signal(signed(32)), Signal(signed(32)), Signal(), Signal()
         collected = Signal(CLASS_BITS)      # values written in this pass
         m.d.comb += [read.addr.eq(position), write.addr.eq(collected)]
@@ -144,6 +146,14 @@ class Softmax(wiring.Component):
             with m.If(last):
                 m.next = done
 
+        def part_ends(padding):
+            """With the last class of a vector's first part goes on to ``padding``."""
+            if self.parts > 1:
+                with m.If(last | lane.all()):
+                    m.d.sync += odd.eq(~last & ~odd)
+                with m.If(last & ~odd):
+                    m.next = padding
+
         with m.FSM():
             with m.State("LOAD"):
                 m.d.sync += [logit.eq(self.logits.payload[lane]), first.eq(position == 0), total.eq(0)]
@@ -156,6 +166,11 @@ class Softmax(wiring.Component):
                 with m.If(last):
                     m.d.sync += collected.eq(0)
                 advance("LOAD", "POWERS")
+                part_ends("SKIP")
+            with m.State("SKIP"):
+                m.d.comb += self.logits.ready.eq(1)
+                with m.If(self.logits.valid):
+                    m.next = "POWERS"
             with m.State("POWERS"):
                 m.d.comb += raising.eq(1)
                 advance("POWERS", "DRAIN")
@@ -179,4 +194,9 @@ class Softmax(wiring.Component):
                     m.d.sync += [vector[lane].eq(result), lane.eq(Mux(last, 0, lane + 1)),
                                  full.eq(last | lane.all())]
                     advance("READ", "LOAD")
+                    part_ends("PAD")
+            with m.State("PAD"):
+                with m.If(~full):
+                    m.d.sync += [vector.eq(0), full.eq(1)]
+                    m.next = "LOAD"
         return m

@@ -20,8 +20,9 @@ store_command = data.StructLayout({"enable": 1, "store": STORE.layout})
 class Store(wiring.Component):
     """Writes the result vectors of product blocks to memory (docs/core.md, descriptor section ``store``).
 
-    For each iteration of loops 0 to 3 the next ``run`` result vectors go to consecutive lines. Where
-    columns < vector, the address's offset in the line selects which ``4 * columns`` bytes of it are written.
+    For each iteration of loops 0 to 3 the next ``run`` result vectors go to consecutive vectors of memory. A result that
+    is longer than a line leaves in several; of one that is shorter, the address's offset in the line selects which
+    ``4 * columns`` bytes are written.
 
     Attributes
     ----------
@@ -34,7 +35,7 @@ class Store(wiring.Component):
     busy, stalled_in, stalled_out : Out(1)  for counters: an enabled command is in progress; it waits for a
         result; it waits for memory to take or acknowledge lines.
 
-    One vector per cycle. Between two enabled commands lie the memory's write latency and two cycles, at least
+    One line, or one vector that is shorter, per cycle. Between two enabled commands lie the memory's write latency and two cycles, at least
     ``RangeDetector.latency`` + 1: results wait in the accumulator's FIFO meanwhile.
     """
 
@@ -51,21 +52,31 @@ class Store(wiring.Component):
     def elaborate(self, platform):
         m = Module()
         config, store = self.config, self.command.payload.store
-        m.submodules.addresses = addresses = AddressStream(5)
-        m.submodules.detector = detector = RangeDetector(config.columns)
+        pieces = max(1, config.columns // config.lanes)      # lines of a result
+        m.submodules.addresses = addresses = AddressStream(5 + (pieces > 1))
+        m.submodules.detector = detector = RangeDetector(min(config.columns, config.lanes))
         for k in range(4):
             m.d.comb += [addresses.count[k].eq(store[f"count{k}"]), addresses.stride[k].eq(store[f"stride{k}"])]
-        m.d.comb += [addresses.count[4].eq(store.run), addresses.stride[4].eq(config.line_bytes),
+        m.d.comb += [addresses.count[4].eq(store.run), addresses.stride[4].eq(4 * config.vector),
                      addresses.start.eq(store.address)]
+        # The last piece takes the result along.
+        ends, piece = Signal(init=1), self.result.payload
+        if pieces > 1:
+            index = Signal(range(pieces))
+            m.d.comb += [addresses.count[5].eq(pieces), addresses.stride[5].eq(config.line_bytes),
+                         ends.eq(addresses.item.payload.ends)]
+            with m.If(self.memory.line.valid & self.memory.line.ready):
+                m.d.sync += index.eq(index + 1)
+            piece = self.result.payload.word_select(index, config.line_bits)
 
         line, item = self.memory.line, addresses.item
-        parts = config.vector // config.columns      # result vectors in a line
-        part_bits = (4 * config.columns - 1).bit_length()
+        parts = config.line_bits // len(piece)       # results in a line
+        part_bits = (len(piece) // 8 - 1).bit_length()
         line_bits = (config.line_bytes - 1).bit_length()
         part = item.payload.address[part_bits:line_bits]
         m.d.comb += [
             line.payload.address.eq(item.payload.address[line_bits:]),
-            line.payload.data.eq(self.result.payload.replicate(parts)),
+            line.payload.data.eq(piece.replicate(parts)),
             line.payload.strobe.eq(Cat((part == k).replicate(4 * config.columns) for k in range(parts))),
             detector.clear.eq(detector.valid & item.payload.first),
             detector.last.eq(detector.valid & item.payload.last),
@@ -74,12 +85,12 @@ class Store(wiring.Component):
             self.range.clear.eq(store.range_clear),
             self.range.value.eq(detector.value),
         ]
-        for k in range(config.columns):
-            result = self.result.payload.word_select(k, 32).as_signed()
-            m.d.comb += detector.lanes[k].eq(Mux(store.range_positive & (result < 0), 0, result))
+        for k, lane in enumerate(detector.lanes):
+            result = piece.word_select(k, 32).as_signed()
+            m.d.comb += lane.eq(Mux(store.range_positive & (result < 0), 0, result))
 
         # There is an address from the first cycle of SEND to its last.
-        m.d.comb += [line.valid.eq(item.valid & self.result.valid), self.result.ready.eq(item.valid & line.ready),
+        m.d.comb += [line.valid.eq(item.valid & self.result.valid), self.result.ready.eq(item.valid & line.ready & ends),
                      detector.valid.eq(line.valid & line.ready), item.ready.eq(self.result.valid & line.ready)]
         ranged = Signal()       # the command's range was delivered in an earlier cycle
         with m.FSM():

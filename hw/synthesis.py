@@ -108,7 +108,7 @@ def _rounding(*methods):
     """The rounding lanes as a core for these methods has them."""
     def unit(config):
         config = config.replace(methods=methods)
-        return RoundShift(config.vector, roundings(config), target_bits=target_bits(config), flags="wage" in methods)
+        return RoundShift(config.lanes, roundings(config), target_bits=target_bits(config), flags="wage" in methods)
     return unit
 
 
@@ -123,12 +123,12 @@ DESIGNS = {
     "weight-ring": WeightRing, "feeder": Feeder, "shared-fold": SharedFold, "fold": Fold, "accumulator": Accumulator,
     "store": Store,
     # Vector engine and its units.
-    "vector-engine": VectorEngine, "lanes": Lanes, "max-pool": lambda config: MaxPool(config.vector),
-    "range-detector": lambda config: RangeDetector(config.vector), "scalar-unit": ScalarUnit,
+    "vector-engine": VectorEngine, "lanes": Lanes, "max-pool": lambda config: MaxPool(config.lanes, config.parts),
+    "range-detector": lambda config: RangeDetector(config.lanes), "scalar-unit": ScalarUnit,
     "vector-reader": VectorReader, "vector-writer": VectorWriter,
     # What methods need of it: the rounding lanes of one method against those of all, and units that not all use.
     "round-shift": _rounding(*METHODS), **{f"round-shift-{method}": _rounding(method) for method in METHODS},
-    "random-words": lambda config: RandomWords(config.vector),
+    "random-words": lambda config: RandomWords(config.lanes),
     "random-index": lambda config: LoopNest(5, {"product": 32}),
     "niti-loss": NitiLoss, "softmax": Softmax, "wide-lanes": WideLanes,
     # Parts of the wide lanes, counted in them too: V / 4 times `wide-lane`.

@@ -78,7 +78,7 @@ class VectorEngine(wiring.Component):
         Source 0 are int8 logits with exponent S[shift_register], target 0 the int8 errors. Loops 0 to 3 walk
         over samples, loop 4 over the ceil(classes / V) vectors of one. Source 1 holds unsigned bytes: the label
         of a sample is byte (index of loop 3) of the vector at source 1, which does not step in loop 4, so loop 3
-        has at most V iterations: usually loops (1, 1, samples / V, V, vectors) with strides (0, 0, V, 0, 0).
+        has at most L iterations: loops (1, 1, samples / L, L, vectors) with strides (0, 0, L, 0, 0), for example.
     FILL
         target 0 = 0.
     WIDE
@@ -111,7 +111,9 @@ class VectorEngine(wiring.Component):
         waiting to write or for acknowledgement; no command.
     exponent_saturated, zero_range, illegal : Out(1)  pulses while a command runs.
 
-    Throughput: one vector of source 0 per cycle (loss: see :class:`hw.loss.NitiLoss`). Overhead of a VECTOR
+    Vectors pass in parts of L = ``config.lanes`` elements, all parts of one before the next.
+
+    Throughput: one part of source 0 per cycle (loss: see :class:`hw.loss.NitiLoss`). Overhead of a VECTOR
     command: about 28 cycles plus one read and one write latency of memory. The key of the random words takes 31 cycles,
     hidden by the read latency where that is longer.
     """
@@ -132,12 +134,12 @@ class VectorEngine(wiring.Component):
 
     def elaborate(self, platform):
         m = Module()
-        lanes_count = self.config.vector
+        lanes_count = self.config.lanes
         command = self.vector.payload
 
         m.submodules.scalar = scalar = ScalarUnit(self.config)
         m.submodules.lanes = lanes = Lanes(self.config)
-        m.submodules.pool = pool = MaxPool(lanes_count)
+        m.submodules.pool = pool = MaxPool(lanes_count, self.config.parts)
         m.submodules.wide = wide = WideLanes(self.config)
         readers = [VectorReader(self.config) for _ in range(3)]
         writers = [VectorWriter(self.config) for _ in range(2)]
@@ -222,6 +224,7 @@ class VectorEngine(wiring.Component):
             ]
         m.d.comb += [
             readers[0].address.eq(command.source0), readers[0].width.eq(command.source0_width),
+            readers[1].single.eq(is_loss | squared),
             readers[1].address.eq(command.source1), readers[1].width.eq(command.source1_width),
             readers[2].address.eq(command.source2), readers[2].width.eq(command.source2_width),
             writers[0].address.eq(command.target0), writers[0].width.eq(command.target_width),
@@ -453,7 +456,7 @@ class VectorEngine(wiring.Component):
 
     def _rules(self, m, command, is_function, in_lanes, draws, max_classes):
         """The rules of the class's docstring; registered, because the comparisons are long."""
-        lanes_count, widths = self.config.vector, target_bits(self.config)
+        vector, widths = self.config.vector, target_bits(self.config)
         elementwise, update = is_function[Function.ELEMENTWISE], is_function[Function.UPDATE]
         is_niti, is_softmax = is_function[Function.NITI_LOSS], is_function[Function.SOFTMAX]
         is_loss, fill, is_wide = is_niti | is_softmax, is_function[Function.FILL], is_function[Function.WIDE]
@@ -463,7 +466,7 @@ class VectorEngine(wiring.Component):
         def holds(condition, consequence):
             return ~condition | consequence
 
-        vectors = command.count4 << (lanes_count.bit_length() - 1)
+        channels = command.count4 << (vector.bit_length() - 1)
         rules = {
             "function": in_lanes | is_loss | fill | is_wide,
             "rounding": holds(in_lanes, command.rounding.matches(*(rule.code for rule in roundings(self.config)))),
@@ -484,13 +487,13 @@ class VectorEngine(wiring.Component):
                           & (command.count3 == 2) & (command.count4 == 2)),
             "state": holds(command.state, ~command.mask & ~by_state & ~(command.pool & draws)
                            if "wage" in self.config.methods else 0),
-            "label": holds(squared, (command.source1_width == 0) & (command.count3 <= lanes_count)),
+            "label": holds(squared, (command.source1_width == 0) & (command.count3 <= self.config.lanes)),
             "unpool": holds(command.unpool, (command.count2 == 2) & (command.count4 == 2)),
             "loss": holds(is_loss, (command.source0_width == Mux(is_softmax, 2, 0)) & (command.source1_width == 0)
                           & (command.target_width == Mux(is_softmax, 2, 0))
                           & (command.classes >= 2) & (command.classes <= max_classes)
-                          & (command.count3 <= lanes_count) & (vectors >= command.classes)
-                          & (vectors < command.classes + lanes_count)),
+                          & (command.count3 <= self.config.lanes) & (channels >= command.classes)
+                          & (channels < command.classes + vector)),
         }
         legal = Signal(init=1)
         m.d.sync += legal.eq(1)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import reduce
 from operator import or_
 
-from amaranth.hdl import Module, Signal, signed
+from amaranth.hdl import Module, Mux, Signal, signed
 from amaranth.lib import data, stream, wiring
 from amaranth.lib.wiring import In, Out
 
@@ -20,32 +20,33 @@ LEVELS = 5
 
 
 class VectorReader(wiring.Component):
-    """One vector of V elements, sign-extended to 32 bits, per iteration of five nested loops.
+    """One vector, sign-extended to 32 bits per element, per iteration of five nested loops, in parts of L elements.
 
-    An element has 1, 2 or 4 bytes, so a vector fills a quarter, a half or all of a line and must be aligned
+    An element has 1, 2 or 4 bytes, so a part fills a quarter, a half or all of a line and must be aligned
     to its own size; lower address bits are ignored. A line is requested only when it differs from the line of
-    the previous iteration, so loops with stride 0 and sequential narrow vectors cost no extra memory traffic.
+    the part before, so loops with stride 0 and sequential narrow vectors cost no extra memory traffic.
 
     Parameters
     ----------
-    config : the core.
-    ahead : iterations by which requests may run ahead of the vectors; covers the memory's latency in cycles.
+    config : the core; L = ``config.lanes``.
+    ahead : parts by which requests may run ahead of the vectors; covers the memory's latency in cycles.
 
     Attributes
     ----------
     start : In(1)  begin at the first iteration; only when the vectors of the previous run were all taken.
     width : In(2)  element size: 0 = one byte, 1 = two, 2 = four. Stable from ``start`` to the last vector.
     count, address, stride : loop counts, first byte address, byte strides; stable like ``width``.
+    single : In(1)  only the first part of each vector; stable like ``width``.
     client : ReadClient; responses wait in the memory port, so only ``request.ready`` limits the requests.
-    vector : Out stream of V x signed(32).
+    vector : Out stream of L x signed(32).
 
-    Throughput: one iteration and at most one request per cycle. Latency: first request three cycles after
+    Throughput: one part and at most one request per cycle. Latency: first request three cycles after
     ``start``, a vector one cycle after the response it needs.
     """
 
     def __init__(self, config: CoreConfig, *, ahead: int = 256):
         if ahead < 2:
-            raise ValueError(f"a vector reader must run ahead by at least 2 iterations, not {ahead}")
+            raise ValueError(f"a vector reader must run ahead by at least 2 parts, not {ahead}")
         self.config = config
         self.ahead = ahead
         super().__init__({
@@ -54,20 +55,24 @@ class VectorReader(wiring.Component):
             "count": In(16).array(LEVELS),
             "address": In(ADDRESS_BITS),
             "stride": In(signed(ADDRESS_BITS)).array(LEVELS),
+            "single": In(1),
             "client": Out(ReadClient(config)),
-            "vector": Out(stream.Signature(data.ArrayLayout(signed(32), config.vector))),
+            "vector": Out(stream.Signature(data.ArrayLayout(signed(32), config.lanes))),
         })
 
     def elaborate(self, platform):
         m = Module()
-        lanes = self.config.vector
+        lanes, parts = self.config.lanes, self.config.parts
         lane_bits = lanes.bit_length() - 1
 
-        # Address side: request lines, note for each iteration where its vector lies.
-        m.submodules.addresses = addresses = AddressStream(LEVELS)
-        # The iteration whose request is next. The addresses are one ahead, without a gap, so that no comparison delays
-        # a request and the line of the iteration after it is known.
-        place = data.StructLayout({"quarter": 2, "ends": 1})       # ends: the next vector is not of this line
+        # Address side: request lines, note for each part where it lies.
+        m.submodules.addresses = addresses = AddressStream(LEVELS + (parts > 1))
+        if parts > 1:
+            m.d.comb += [addresses.count[LEVELS].eq(Mux(self.single, 1, parts)),
+                         addresses.stride[LEVELS].eq(lanes << self.width)]
+        # The part whose request is next. The addresses are one ahead, without a gap, so that no comparison delays
+        # a request and the line of the part after it is known.
+        place = data.StructLayout({"quarter": 2, "ends": 1})       # ends: the next part is not of this line
         m.submodules.notes = notes = Fifo(place, self.ahead)
         waiting, quarter, fresh, final, issued = Signal(), Signal(2), Signal(), Signal(), Signal()
         line, item = Signal(ADDRESS_BITS - lane_bits - 2), addresses.item

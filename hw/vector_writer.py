@@ -15,11 +15,11 @@ __all__ = ["VectorWriter"]
 
 
 class VectorWriter(wiring.Component):
-    """Stores one vector of V elements per iteration of five nested loops.
+    """Stores one vector per iteration of five nested loops, in parts of L elements.
 
-    Elements must already fit the target's width; higher bits are dropped. Vectors must be aligned to their
-    own size. Consecutive vectors of the same line leave as one write with byte strobes; a line is handed over
-    when the next vector belongs to another line, or after the last vector.
+    Elements must already fit the target's width; higher bits are dropped. Parts must be aligned to their own size.
+    Consecutive parts of the same line leave as one write with byte strobes; a line is handed over
+    when the next part belongs to another line, or after the last part.
 
     Attributes
     ----------
@@ -27,14 +27,14 @@ class VectorWriter(wiring.Component):
     width : In(2)  element size: 0 = one byte, 1 = two, 2 = four. Stable from ``start`` until ``done``.
     count, address, stride : loop counts, first byte address, byte strides; stable like ``width``.
     discard : In(1)  take the vectors, but write nothing. Stable from ``start`` until ``done``.
-    vector : In stream of V x signed(32). Vectors beyond the last iteration are not accepted.
+    vector : In stream of L x signed(32), L = ``config.lanes``. Parts beyond the last iteration are not accepted.
     client : WriteClient.
     done : Out(1)  every vector of the run was handed over to the client (``client.idle`` tells when they are
         acknowledged). High before the first run.
 
-    Throughput: one vector per cycle as long as the client accepts lines, the first two cycles after
-    ``start``. Latency: a line is offered one cycle after its last vector at the end of the run, otherwise with the
-    first vector of the next line.
+    Throughput: one part per cycle as long as the client accepts lines, the first two cycles after
+    ``start``. Latency: a line is offered one cycle after its last part at the end of the run, otherwise with the
+    first part of the next line.
     """
 
     def __init__(self, config: CoreConfig):
@@ -46,22 +46,24 @@ class VectorWriter(wiring.Component):
             "count": In(16).array(LEVELS),
             "address": In(ADDRESS_BITS),
             "stride": In(signed(ADDRESS_BITS)).array(LEVELS),
-            "vector": In(stream.Signature(data.ArrayLayout(signed(32), config.vector))),
+            "vector": In(stream.Signature(data.ArrayLayout(signed(32), config.lanes))),
             "client": Out(WriteClient(config)),
             "done": Out(1, init=1),
         })
 
     def elaborate(self, platform):
         m = Module()
-        lanes = self.config.vector
+        lanes, parts = self.config.lanes, self.config.parts
         lane_bits = lanes.bit_length() - 1
 
-        m.submodules.addresses = addresses = AddressStream(LEVELS)
-        # The place of the next vector; the addresses are one ahead, so that no comparison delays a vector.
+        m.submodules.addresses = addresses = AddressStream(LEVELS + (parts > 1))
+        if parts > 1:
+            m.d.comb += [addresses.count[LEVELS].eq(parts), addresses.stride[LEVELS].eq(lanes << self.width)]
+        # The place of the next part; the addresses are one ahead, so that no comparison delays a part.
         out, item = self.client.line, addresses.item
         following = item.payload.address[lane_bits + 2:]
         line, placed = Signal.like(following), Signal()
-        position, apart, final = Signal(2), Signal(), Signal()      # apart: in another line than the vector before
+        position, apart, final = Signal(2), Signal(), Signal()      # apart: in another line than the part before
         running, filled, elsewhere, accept, leave = Signal(), Signal(), Signal(), Signal(), Signal()
         m.d.comb += [
             addresses.load.eq(self.start), addresses.start.eq(self.address), item.ready.eq(~placed | accept),
@@ -77,7 +79,7 @@ class VectorWriter(wiring.Component):
             m.d.sync += [placed.eq(item.valid), line.eq(following), apart.eq(line != following),
                          final.eq(item.payload.last), position.eq(item.payload.address[lane_bits:lane_bits + 2])]
 
-        # Which quarters of the line this vector covers, and every byte at its place.
+        # Which quarters of the line this part covers, and every byte at its place.
         quarters = Signal(4)
         image = Signal(self.config.line_bits)
         with m.Switch(self.width):

@@ -24,7 +24,7 @@ weight_command = data.StructLayout({"mode": Mode, "tiles": data.ArrayLayout(16, 
 class WeightRing(wiring.Component):
     """Prefetches the weight tiles of product blocks, across blocks, and shifts them into the shadow chain.
 
-    A tile is n rows of ``vector`` bytes, n = columns (FORWARD) or rows (ERROR): n / 4 consecutive lines.
+    A tile is n rows of ``vector`` bytes, n = columns (FORWARD) or rows (ERROR), in consecutive lines.
     Its first row lies at the tile's address without the offset in a vector; the offset selects the slice
     of ``rows`` (FORWARD) or ``columns`` (ERROR) bytes taken from each row. Rows leave in descending
     order, the last row first.
@@ -73,6 +73,8 @@ class WeightRing(wiring.Component):
         narrow_bits, vector_bits = (narrow - 1).bit_length(), (config.vector - 1).bit_length()
         parts = config.vector // narrow
         part_bits = vector_bits - narrow_bits        # may be 0, which a Verilog signal cannot have
+        per_line = config.vectors_per_line
+        row_bits = (per_line - 1).bit_length()       # of a row's place in its line
         ring_bits = (config.weight_lines - 1).bit_length()
         m.submodules.addresses = addresses = AddressStream(5)
         m.submodules.ram = ram = Memory(shape=config.line_bits, depth=config.weight_lines, init=[], attrs=NO_BYPASS)
@@ -80,7 +82,7 @@ class WeightRing(wiring.Component):
         # One record per requested tile that was not shifted; the ring never holds more tiles than this.
         record_layout = data.StructLayout({"forward": 1, "part": max(1, part_bits)})
         m.submodules.records = records = SyncFIFO(width=record_layout.size,
-                                                  depth=config.weight_lines // (narrow // 4))
+                                                  depth=config.weight_lines // (narrow // per_line))
 
         def per_mode(forward, value):
             """`value(n)` of a tile with n rows."""
@@ -89,7 +91,7 @@ class WeightRing(wiring.Component):
         # Lines `written` to the ring and `freed` in it; `reserved`: requested and not freed, `present`: arrived.
         written, freed = Signal(ring_bits), Signal(ring_bits)
         reserved, present = Signal(ring_bits + 1), Signal(ring_bits + 1)
-        requesting, freeing = Signal(), Signal(range(config.vector // 4 + 1))
+        requesting, freeing = Signal(), Signal(range(config.vector // per_line + 1))
         m.d.sync += [reserved.eq(reserved + requesting - freeing), present.eq(present + response.valid - freeing)]
 
         # Requests.
@@ -98,10 +100,10 @@ class WeightRing(wiring.Component):
             addresses.start.eq(command.weights.address),
             *(addresses.count[k].eq(command.tiles[k]) for k in range(4)),
             *(addresses.stride[k].eq(command.weights[f"stride{k}"]) for k in range(4)),
-            addresses.count[4].eq(per_mode(command.mode == Mode.FORWARD, lambda n: n // 4)),
+            addresses.count[4].eq(per_mode(command.mode == Mode.FORWARD, lambda n: n // per_line)),
             addresses.stride[4].eq(config.line_bytes),
             request.valid.eq(item.valid & ~reserved[-1]), item.ready.eq(request.ready & ~reserved[-1]),
-            request.payload.eq(item.payload.address[vector_bits + 2:]),
+            request.payload.eq(item.payload.address[vector_bits + row_bits:]),
             requesting.eq(request.valid & request.ready),
             wanted.forward.eq(command.mode == Mode.FORWARD),
             wanted.part.eq(item.payload.address[narrow_bits:vector_bits]),
@@ -128,7 +130,7 @@ class WeightRing(wiring.Component):
         # Shifting: `left` counts the rows still to read, `pause` the cycles until the array permits a tile.
         record = data.View(record_layout, records.r_data)
         rows = Signal(range(config.vector + 1))
-        lines = Signal(range(config.vector // 4 + 1))
+        lines = Signal(range(config.vector // per_line + 1))
         part = Signal.like(record.part)
         left = Signal(range(config.vector + 1))
         pause = Signal(range(config.vector + self.feed_latency - 3))
@@ -140,7 +142,7 @@ class WeightRing(wiring.Component):
             fetching.eq(records.r_rdy | fsm.ongoing("REQUEST")),
             start.eq(free & self.enable & complete),
             records.r_en.eq(start),
-            row.eq(left - 1), read.addr.eq(freed + row[2:]), read.en.eq(left != 0),
+            row.eq(left - 1), read.addr.eq(freed + row[row_bits:]), read.en.eq(left != 0),
             self.busy.eq(fetching | (left != 0) | self.ready),
             self.stalled_in.eq(fetching & free & self.enable & ~start),
             self.stalled_out.eq(self.ready & ~self.take),
@@ -148,12 +150,12 @@ class WeightRing(wiring.Component):
         # Both as of the cycle before; after a start they are low until the next tile's turn.
         m.d.sync += [
             free.eq((left == 0) & (pause <= 1) & ~self.ready & ~start),
-            complete.eq(records.r_rdy & (present >= per_mode(record.forward, lambda n: n // 4)) & ~start),
+            complete.eq(records.r_rdy & (present >= per_mode(record.forward, lambda n: n // per_line)) & ~start),
         ]
         with m.If(start):
             m.d.sync += [part.eq(record.part), rows.eq(per_mode(record.forward, lambda n: n)),
                          left.eq(per_mode(record.forward, lambda n: n)),
-                         lines.eq(per_mode(record.forward, lambda n: n // 4))]
+                         lines.eq(per_mode(record.forward, lambda n: n // per_line))]
         with m.Elif(left != 0):
             m.d.sync += left.eq(left - 1)
             with m.If(left == 1):
@@ -167,12 +169,12 @@ class WeightRing(wiring.Component):
         with m.Elif(pause != 0):
             m.d.sync += pause.eq(pause - 1)
 
-        choice = Signal(2 + part_bits)
+        choice = Signal(row_bits + part_bits)
         fetched = Signal()
-        m.d.sync += [choice.eq(Cat(part[:part_bits], row[:2])), fetched.eq(left != 0), self.shift.eq(fetched)]
+        m.d.sync += [choice.eq(Cat(part[:part_bits], row[:row_bits])), fetched.eq(left != 0), self.shift.eq(fetched)]
         vector_register = data_register(m, self.vector)
         with m.If(fetched):
-            vectors = [read.data.word_select(k, 8 * config.vector) for k in range(4)]
+            vectors = [read.data.word_select(k, 8 * config.vector) for k in range(per_line)]
             m.d.sync += vector_register.eq(Array(vector[8 * narrow * k:] for vector in vectors
                                                  for k in range(parts))[choice])
         return m

@@ -22,22 +22,23 @@ TURNS = 4
 
 
 class WideLanes(wiring.Component):
-    """Runs a microprogram once per iteration of five loops.
+    """Runs a microprogram once per iteration of five loops, or once for each part of L = ``config.lanes`` elements of the
+    iteration's vectors.
 
     At the start of an iteration lane registers 0, 1, 2 take the vectors of ``x``, ``y``, ``z``, sign-extended, and
     register 3 the unsigned random words of ``draw``, each if its bit of ``use`` is set. The other registers keep
-    their values, also from one run to the next; they are not reset.
+    their values, also from one run to the next; they are not reset. Each part of a vector has registers of its own.
 
-    V / 4 processors (:mod:`hw.wide_lane`) serve the V lanes: in turn t of an instruction, processor p executes it for
-    lane ``t * V / 4 + p``. A quarter of the area costs little time, because the pipeline is four stages deep anyway.
+    L / 4 processors (:mod:`hw.wide_lane`) serve the L lanes: in turn t of an instruction, processor p executes it for
+    lane ``t * L / 4 + p``. A quarter of the area costs little time, because the pipeline is four stages deep anyway.
 
     Attributes
     ----------
     start : In(1)  begin; only while ``done``.
     count : In(16).array(5)  loop counts, stable while running. use : In(4)  bit 0: x, 1: y, 2: z, 3: draw.
     entry : In  first instruction of the program, stable while running and in the cycle before.
-    x, y, z : In streams of V x signed(32). draw : In stream of V x 32 bits.
-    output : Out stream of V x signed(32).
+    x, y, z : In streams of L x signed(32). draw : In stream of L x 32 bits.
+    output : Out stream of L x signed(32).
     store_enable, store_address, store_word : In  change a word of the microprogram memory; only while ``done``.
     scalar_select : Out(6), scalar_value : In(signed(32))  read port of the scalar registers; the value is taken in the
         cycle of the selection.
@@ -45,19 +46,19 @@ class WideLanes(wiring.Component):
         in the last run, valid while ``done``.
     starved : Out(1)  waits for a source. illegal : Out(1)  pulse: unknown operation; the run ends.
 
-    Cycles of a run: four to begin, and of an iteration: one per source in use (at least one), one for END, 4 per
+    Cycles of a run: four to begin, and of a part: one per source in use (at least one), one for END, 4 per
     instruction, one more for a WRITE right after a WRITE, 2 more if the last instruction changes a register. SQRT takes
-    18 V more, DIVIDE 66 V (one unit serves the lanes in turn). After the last iteration up to 64 cycles for each of the
+    18 L more, DIVIDE 66 L (one unit serves the lanes in turn). After the last iteration up to 64 cycles for each of the
     4 ranges, all at once.
     """
 
     def __init__(self, config: CoreConfig):
         self.config = config
-        vectors = stream.Signature(data.ArrayLayout(signed(32), config.vector))
+        vectors = stream.Signature(data.ArrayLayout(signed(32), config.lanes))
         super().__init__({
             "start": In(1), "count": In(16).array(5), "use": In(4), "entry": In(range(MICROPROGRAM_WORDS)),
             "x": In(vectors), "y": In(vectors), "z": In(vectors),
-            "draw": In(stream.Signature(data.ArrayLayout(32, config.vector))), "output": Out(vectors),
+            "draw": In(stream.Signature(data.ArrayLayout(32, config.lanes))), "output": Out(vectors),
             "store_enable": In(1), "store_address": In(range(MICROPROGRAM_WORDS)), "store_word": In(32),
             "scalar_select": Out(6), "scalar_value": In(signed(32)),
             "done": Out(1, init=1), "ranges": Out(7).array(RANGES), "starved": Out(1), "illegal": Out(1),
@@ -67,10 +68,10 @@ class WideLanes(wiring.Component):
         m = Module()
         if "dfp" not in self.config.methods:
             return m             # only the ports, with nothing to do
-        lanes, processors = self.config.vector, self.config.vector // TURNS
-        m.submodules.nest = nest = LoopNest(5, {})
-        for k in range(5):
-            m.d.comb += nest.count[k].eq(self.count[k])
+        lanes, processors = self.config.lanes, self.config.lanes // TURNS
+        parts = self.config.parts
+        m.submodules.nest = nest = LoopNest(5 + (parts > 1), {})
+        m.d.comb += [*(nest.count[k].eq(self.count[k]) for k in range(5)), *(count.eq(parts) for count in nest.count[5:])]
 
         # Microprogram: `word` is executed, `upcoming` comes next, also around the end of an iteration, and `fetch.data`
         # is the instruction at `pc`. What has to be known about the word is in registers beside it.
@@ -100,12 +101,13 @@ class WideLanes(wiring.Component):
                 writes.eq(~upcoming.op.matches(WideOperation.RANGE, WideOperation.WRITE)),
             ]
 
-        # Lane registers: one memory, because all lanes use the same addresses.
+        # Lane registers: one memory, because all lanes use the same addresses. `part` is its upper half in a second part.
         row = data.ArrayLayout(signed(BITS), lanes)
-        m.submodules.registers = registers = memory.Memory(shape=row, depth=LANE_REGISTERS, init=[])
+        part = Signal() if parts > 1 else Const(0, 0)
+        m.submodules.registers = registers = memory.Memory(shape=row, depth=parts * LANE_REGISTERS, init=[])
         write = registers.write_port(granularity=1)
         port_a, port_b = registers.read_port(domain="comb"), registers.read_port(domain="comb")
-        m.d.comb += [port_a.addr.eq(word.a), port_b.addr.eq(word.b[:4])]
+        m.d.comb += [port_a.addr.eq(Cat(word.a[:4], part)), port_b.addr.eq(Cat(word.b[:4], part))]
 
         # Operands of the instruction, for the lanes whose turn it is; what becomes of the result two cycles later.
         # `turn` selects wide operands; `phase`, its copy, decides.
@@ -113,7 +115,7 @@ class WideLanes(wiring.Component):
         operands = data.ArrayLayout(signed(BITS), processors)
         control, a, b, minus = (Signal(shape, name=name, reset_less=True) for name, shape in
                                 (("control", lane_control), ("a", operands), ("b", operands), ("minus", processors)))
-        fate = data.StructLayout({"valid": 1, "writes": 1, "dst": 4, "turn": range(TURNS)})
+        fate = data.StructLayout({"valid": 1, "writes": 1, "dst": 4 + len(part), "turn": range(TURNS)})
         stages = [Signal(fate, name=f"stage{k}") for k in (1, 2, 3)]
         issue, waiting = Signal(), Signal()     # operands are taken; a serial unit works on them
         resume = Signal()                       # a serial unit has the result for which an instruction waited
@@ -126,7 +128,7 @@ class WideLanes(wiring.Component):
         with m.If(resume):
             m.d.sync += waiting.eq(0)
         with m.If(~waiting):
-            m.d.sync += [control.eq(work), stages[0].dst.eq(word.dst), stages[0].turn.eq(phase),
+            m.d.sync += [control.eq(work), stages[0].dst.eq(Cat(word.dst[:4], part)), stages[0].turn.eq(phase),
                          stages[0].writes.eq(writes)]
             for p in range(processors):
                 own_a, own_b = (Array(port.data[t * processors + p] for t in range(TURNS))[turn]
@@ -150,7 +152,7 @@ class WideLanes(wiring.Component):
         m.d.sync += counts_range.eq(stages[0].valid & control.range)
         for k, (bits, length) in enumerate(zip(seen, self.ranges, strict=True)):
             m.d.sync += nonzero[k].eq(bits[1:].any() | (bits[0] & ~(measuring & nonzero[k])))
-            with m.If(counts_range & (stages[1].dst == k)):
+            with m.If(counts_range & (stages[1].dst[:4] == k)):
                 m.d.sync += bits.eq(bits | magnitude)
             with m.If(measuring & nonzero[k]):
                 m.d.sync += [bits.eq(bits >> 1), length.eq(length + 1)]
@@ -168,7 +170,8 @@ class WideLanes(wiring.Component):
             loads.eq((chosen & Cat(source.valid for source in sources)).any()),
             self.starved.eq(chosen.any() & ~loads),
             *(source.ready.eq(bit) for source, bit in zip(sources, chosen, strict=True)),
-            write.addr.eq(Mux(written, stages[2].dst, Cat(selects[1] | selects[3], selects[2] | selects[3]))),
+            write.addr.eq(Mux(written, stages[2].dst, Cat(selects[1] | selects[3], selects[2] | selects[3], Const(0, 2),
+                                                          part))),
         ]
         for lane in range(lanes):
             t, p = divmod(lane, processors)
@@ -205,7 +208,9 @@ class WideLanes(wiring.Component):
             first = sources & (~sources + 1)
             return [chosen.eq(first), selects.eq(first), rest.eq(sources & ~first)]
 
-        opening = Signal()
+        opening, turned = Signal(), Signal()     # turned: an iteration ends
+        if parts > 1:
+            m.d.sync += part.eq(~opening & (part ^ turned))
         m.d.comb += [nest.step.eq(again), nest.load.eq(opening)]
         m.d.sync += opening.eq(0)
         with m.If(opening):
@@ -241,6 +246,7 @@ class WideLanes(wiring.Component):
                     with m.If(~(stages[0].valid & stages[0].writes)):
                         m.d.sync += choose(self.use)
                         m.next = "LOAD"
+                    m.d.comb += turned.eq(1)
                     m.d.sync += again.eq(1)
                     with m.If(nest.last):
                         m.d.sync += [again.eq(0), *choose(Const(0, 4))]

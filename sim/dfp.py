@@ -414,23 +414,23 @@ class DfpCompiler(Compiler):
         """Sums over the pixels of an image are differences of running sums over all of them: every pixel writes the sum
         so far to its image's place, where the last one stays.
         """
-        name, r, line = layer.name, self.registers, self.config.line_bytes
+        name, r, size = layer.name, self.registers, 4 * self.config.vector     # bytes of a vector of sums
         x, exponent = self._quantize(source, f"{name}.input", name, training)
         n, h, w, c = source.shape
         layout = x.layout
         if 127 * layout.planes * n * h * w >= 1 << 31:
             raise CompileError(f"{name} sums {n * h * w} pixels in {layout.planes} planes: use a smaller batch")
-        running = self._region(f"{name}.running", RawTensor((line * (1 + layout.planes * n),), line))
+        running = self._region(f"{name}.running", RawTensor((size * (1 + layout.planes * n),), size))
         result = self._pixels(f"{name}.sum", (n, 1, 1, c), "int32")
         self._vector(Function.FILL, (1,), name, "average", [], [running.name], target0=(running.address, (), 4))
         self._wide([(Wide.MOVE, B, 0)], (1,), name, "average", [], [], source0=self._walk(x)[1])
         loops, stream = self._walk(x)
         self._wide([(Wide.ADD, B, B, Lane(X)), (Wide.WRITE, B)], loops, name, "average", [x.name], [running.name],
-                   source0=stream, target0=(running.address + line, (n * line, line, 0), 4))
+                   source0=stream, target0=(running.address + size, (n * size, size, 0), 4))
         (planes, images, _), target = self._walk(result)
         self._wide([(Wide.SUB, A, X, Lane(Y)), (Wide.WRITE, A), (Wide.RANGE, 0, A)], (planes, images), name, "average",
-                   [running.name], [result.name], source0=(running.address + line, (n * line, line), 4),
-                   source1=(running.address, (n * line, line), 4), target0=target, ranges=1)
+                   [running.name], [result.name], source0=(running.address + size, (n * size, size), 4),
+                   source1=(running.address, (n * size, size), 4), target0=target, ranges=1)
         self._scalar([(Op.ADDI, r["bits"], r["range0"], 0)], name, "average")
         return Value((n, 1, 1, c), result, (exponent, 1 - (h * w).bit_length()), "bits")
 

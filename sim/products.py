@@ -138,9 +138,9 @@ def edge_bound(config: CoreConfig, shape: Shape, step: str, settings: MemorySett
     pixels = g.n * g.ho * g.wo
     planes = {"ci": ceil_div(g.ci, vector), "co": ceil_div(g.co, vector)}
     x_lines = (ceil_div(g.n * g.h * g.image_w * g.channels, config.line_bytes) if g.folded
-               else planes["ci"] * ceil_div(g.n * g.h * g.w, 4))
-    e_lines = planes["co"] * ceil_div(pixels, 4)
-    w_lines = planes["ci"] * planes["co"] * g.kh * g.kw * ceil_div(vector, 4)
+               else planes["ci"] * ceil_div(g.n * g.h * g.w, config.vectors_per_line))
+    e_lines = planes["co"] * ceil_div(pixels, config.vectors_per_line)
+    w_lines = planes["ci"] * planes["co"] * g.kh * g.kw * ceil_div(vector, config.vectors_per_line)
 
     def spaced(tiles, length, least):
         return max(0, tiles - 1) * max(length, least) + length
@@ -171,7 +171,7 @@ def edge_bound(config: CoreConfig, shape: Shape, step: str, settings: MemorySett
     shift = {"forward": columns, "error": rows, "gradient": 0}[step]
     return settings.latency + FILL + shift + rows + columns + max(
         array, fold, ceil_div(read * config.line_bytes, read_rate(config, settings)),
-        ceil_div(written * config.line_bytes, write_rate(config, settings)))
+        ceil_div(written * 4 * vector, write_rate(config, settings)))
 
 
 FILL = 38

@@ -125,21 +125,24 @@ def cut(n: int, rows: int, columns: int, entries: int, lines, capacity: int) -> 
     return []
 
 
-def operand_lines(h: int, w: int, band: Band, r0: int, r1: int) -> int:
+def operand_lines(config: CoreConfig, h: int, w: int, band: Band, r0: int, r1: int) -> int:
     """Lines of one plane that hold rows ``r0 .. r1`` of the band's images."""
     first = (band.n0 * h + r0) * w
     vectors = band.n * h * w if r1 - r0 == h else (r1 - r0) * w
-    return ceil_div(first % 4 + vectors, 4)
+    per_line = config.vectors_per_line
+    return ceil_div(first % per_line + vectors, per_line)
 
 
-def load_pixels(address: int, tensor: PixelTensor, band: Band, r0: int, r1: int, plane0: int, planes: int) -> Operand:
+def load_pixels(config: CoreConfig, address: int, tensor: PixelTensor, band: Band, r0: int, r1: int, plane0: int,
+                planes: int) -> Operand:
     """Rows ``r0 .. r1`` of the band's images, ``planes`` planes from ``plane0``, of a blocked int8 tensor."""
     _, h, w, _ = tensor.shape
     first = (band.n0 * h + r0) * w
-    lines = operand_lines(h, w, band, r0, r1)
-    load = {"enable": 1, "address": address + plane0 * tensor.plane_bytes + (first - first % 4) * tensor.vector,
+    lines, per_line = operand_lines(config, h, w, band, r0, r1), config.vectors_per_line
+    skip = first % per_line
+    load = {"enable": 1, "address": address + plane0 * tensor.plane_bytes + (first - skip) * tensor.vector,
             "tiles": planes, "tile_stride": tensor.plane_bytes, "runs": 1, "lines": lines}
-    return Operand(load, first % 4, h * w, w, 1, 4 * lines, r0, r1 - r0, planes * lines)
+    return Operand(load, skip, h * w, w, 1, per_line * lines, r0, r1 - r0, planes * lines)
 
 
 def load_folded(address: int, g: Geometry, config: CoreConfig, band: Band, r0: int, r1: int) -> Operand:
@@ -155,7 +158,7 @@ def load_folded(address: int, g: Geometry, config: CoreConfig, band: Band, r0: i
             "fold_step_bytes": g.stride * g.channels, "fold_pad_bytes": g.pad * g.channels,
             "fold_row_bytes": row_bytes, "fold_columns": g.w, "fold_rows": rows}
     return Operand(load, 0, g.h * g.w * slices, g.w * slices, slices, 1, r0, r1 - r0,
-                   ceil_div(rows * g.w * slices, 4))
+                   ceil_div(rows * g.w * slices, config.vectors_per_line))
 
 
 class Tiler:
@@ -175,15 +178,15 @@ class Tiler:
     def inputs(self, address: int, tensor, band: Band, r0: int, r1: int, plane0: int, planes: int) -> Operand:
         if self.g.folded:
             return load_folded(address, self.g, self.config, band, r0, r1)
-        return load_pixels(address, tensor, band, r0, r1, plane0, planes)
+        return load_pixels(self.config, address, tensor, band, r0, r1, plane0, planes)
 
     def input_lines(self, band: Band) -> int:
         """Lines of the input rows that the band's output rows touch: per plane, or all planes if folded."""
         r0, r1 = self.g.input_rows(band)
         if self.g.folded:
             rows = band.n * self.g.h if r1 - r0 == self.g.h else r1 - r0
-            return ceil_div(rows * self.g.w * self.ci_planes, 4)
-        return operand_lines(self.g.h, self.g.w, band, r0, r1)
+            return ceil_div(rows * self.g.w * self.ci_planes, self.config.vectors_per_line)
+        return operand_lines(self.config, self.g.h, self.g.w, band, r0, r1)
 
     def check_sum(self, step: str, products: int, advice: str):
         if products > SAFE_PRODUCTS:
@@ -317,7 +320,7 @@ def error(config: CoreConfig, g: Geometry, e: int, e_tensor: PixelTensor, w: int
 
         def lines(band, error_rows=error_rows):
             r0, r1 = error_rows(band)
-            return operand_lines(g.ho, g.wo, band, r0, max(r1, r0 + 1))
+            return operand_lines(config, g.ho, g.wo, band, r0, max(r1, r0 + 1))
 
         band_list, groups = _bands_and_planes(t, g.n, rows, columns, t.co_planes, lines, config.accumulator_entries,
                                               "its error")
@@ -347,7 +350,7 @@ def _error_class(t: Tiler, band_list, groups, columns, taps_h, taps_w, top, side
             for plane0 in range(0, planes, most):
                 count = min(most, planes - plane0)
                 for k, ((group0, group), sub) in enumerate(parts):
-                    operand = load_pixels(e, e_tensor, band, r0, r1, group0, group)
+                    operand = load_pixels(config, e, e_tensor, band, r0, r1, group0, group)
                     row = band.r0 + top - r0
                     feed = {
                         "mode": Mode.ERROR, "first": k == 0, "last": k == len(parts) - 1, "reduce": 0b1110,
@@ -381,7 +384,7 @@ def _error_linear(t: Tiler, e, e_tensor, w, w_tensor, ex, ex_tensor, range_regis
     left = t.vector // t.rows
     left_slices, right_slices = t.slices(g.co, t.rows), t.slices(g.ci, t.columns)
     positions = g.h * g.w
-    band_list, groups = _bands_and_planes(t, g.n, 1, 1, t.co_planes, lambda band: operand_lines(1, 1, band, 0, 1),
+    band_list, groups = _bands_and_planes(t, g.n, 1, 1, t.co_planes, lambda band: operand_lines(config, 1, 1, band, 0, 1),
                                           config.accumulator_entries, "its error")
     parts = [(group, sub) for group in groups for sub in range(len(left_slices)) if left_slices[sub] > group[0]]
     co_stride, _, kw_stride, ci_stride = w_tensor.strides
@@ -397,7 +400,7 @@ def _error_linear(t: Tiler, e, e_tensor, w, w_tensor, ex, ex_tensor, range_regis
                 for position0 in range(0, positions, most):
                     count = min(most, positions - position0)
                     for k, ((group0, group), sub) in enumerate(parts):
-                        operand = load_pixels(e, e_tensor, band, 0, 1, group0, group)
+                        operand = load_pixels(config, e, e_tensor, band, 0, 1, group0, group)
                         feed = {
                             "mode": Mode.ERROR, "first": k == 0, "last": k == len(parts) - 1, "reduce": 0b0100,
                             "tiles0": plane_count, "tiles1": count, "tiles3": 1,
@@ -442,7 +445,7 @@ def gradient(config: CoreConfig, g: Geometry, e: int, e_tensor: PixelTensor, x: 
                           min(kw_group, g.kw - kw0), min(ci_group, ci_slices[sub_ci] - ci0))
                 entries = [t.rows * math.prod(counts[k + 1:]) for k in range(4)]
                 for k, band in enumerate(band_list):
-                    errors = load_pixels(e, e_tensor, band, band.r0, band.r0 + band.rows, co0, counts[0])
+                    errors = load_pixels(config, e, e_tensor, band, band.r0, band.r0 + band.rows, co0, counts[0])
                     r0, r1 = g.input_rows(band)
                     inputs = t.inputs(x, x_tensor, band, r0, r1, ci0, counts[3])
                     if g.folded:             # the buffer holds all planes of a position
@@ -493,14 +496,14 @@ def _gradient_groups(t: Tiler) -> tuple[int, int, int, int, list[Band]]:
             passes = ceil_div(co_most, co) * ceil_div(ci_most, ci) * ceil_div(g.kh, kh) * ceil_div(g.kw, kw)
 
             def lines(band, co=co, ci=ci):
-                errors = co * operand_lines(g.ho, g.wo, band, band.r0, band.r0 + band.rows)
+                errors = co * operand_lines(config, g.ho, g.wo, band, band.r0, band.r0 + band.rows)
                 return max(errors, t.input_lines(band) * (1 if g.folded else ci))
 
             # The shorter the passes over a band, the more they wait for loads: count lines and blocks.
             band_list = cut(g.n, g.ho, g.wo, 2**16 - 1, lines, config.buffer_lines)
             if not band_list:
                 continue
-            cost = passes * sum(co * operand_lines(g.ho, g.wo, b, b.r0, b.r0 + b.rows)
+            cost = passes * sum(co * operand_lines(config, g.ho, g.wo, b, b.r0, b.r0 + b.rows)
                                 + t.input_lines(b) * (1 if g.folded else ci) + 64 for b in band_list)
             if best is None or cost < best[0]:
                 best = cost, (co, kh, kw, ci, band_list)
