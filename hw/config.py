@@ -116,8 +116,8 @@ class CoreConfig:
 
 PRESETS = {config.name: config for config in (
     CoreConfig(name="tiny", rows=4, columns=4, buffer_lines=256, accumulator_entries=256, result_entries=256),
-    CoreConfig(name="small", rows=8, columns=8),
-    *(CoreConfig(name=f"small-{method}", rows=8, columns=8, methods=(method,)) for method in METHODS),
+    *(CoreConfig(name=name, rows=8, columns=8, lanes=4, buffer_lines=1024, weight_lines=128, methods=methods)
+      for name, methods in (("small", METHODS), *((f"small-{method}", (method,)) for method in METHODS))),
     CoreConfig(name="base", rows=16, columns=16),
     CoreConfig(name="large", rows=32, columns=32, beat_bytes=64),
     CoreConfig(name="wide", rows=4, columns=8),
