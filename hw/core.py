@@ -68,7 +68,7 @@ class VectorQueue(wiring.Component):
             "source0": Out(ReadClient(config)), "source1": Out(ReadClient(config)), "source2": Out(ReadClient(config)),
             "target0": Out(WriteClient(config)), "target1": Out(WriteClient(config)),
             "range": In(range_result), "step": In(32), "seed": In(32),
-            "busy": Out(1), "stalled_in": Out(1), "stalled_out": Out(1), "unused": Out(1), "waiting": Out(1),
+            "busy": Out(1), "stalled_in": Out(1), "stalled_out": Out(1), "unused": Out(1, init=1), "waiting": Out(1),
             "exponent_saturated": Out(1), "zero_range": Out(1), "illegal": Out(1),
             "descriptor": Out(ADDRESS_BITS), "tag": Out(16),
         })
@@ -106,16 +106,16 @@ class VectorQueue(wiring.Component):
             engine.operation.number.eq(self.words.p.index - first), engine.operation.word.eq(self.words.p.word),
             decode.release.eq(runnable & free),
             engine.range.eq(self.range), engine.step.eq(self.step), engine.seed.eq(self.seed),
-            self.busy.eq(engine.busy), self.stalled_in.eq(engine.stalled_in),
-            self.stalled_out.eq(engine.stalled_out), self.unused.eq(engine.idle),
-            self.waiting.eq(decode.valid & ~runnable),
         ]
-        # Reports come late in a cycle; a register delays them, and the address that goes with them.
-        address = Signal(ADDRESS_BITS)
-        m.d.sync += [self.exponent_saturated.eq(engine.exponent_saturated), self.zero_range.eq(engine.zero_range),
+        # Reports come late in a cycle; a register delays them, and the address and tag that go with them.
+        address, tag = Signal(ADDRESS_BITS), Signal(16)
+        m.d.sync += [self.busy.eq(engine.busy), self.stalled_in.eq(engine.stalled_in),
+                     self.stalled_out.eq(engine.stalled_out), self.unused.eq(engine.idle),
+                     self.waiting.eq(decode.valid & ~runnable), self.tag.eq(tag),
+                     self.exponent_saturated.eq(engine.exponent_saturated), self.zero_range.eq(engine.zero_range),
                      self.illegal.eq(engine.illegal), self.descriptor.eq(address)]
         with m.If(decode.release):
-            m.d.sync += [address.eq(decode.held_address), self.tag.eq(decode.header.tag)]
+            m.d.sync += [address.eq(decode.held_address), tag.eq(decode.header.tag)]
         issued, done = Signal(16), Signal()
         m.d.sync += [done.eq(engine.done), self.completed.eq(self.completed + done), issued.eq(issued + decode.release)]
         with m.If(self.iteration):

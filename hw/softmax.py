@@ -50,7 +50,7 @@ class Softmax(wiring.Component):
     fraction bits, give powers of two from a table of 256 entries, which replace the logits while their sum is taken
     (a pipeline, one class per cycle); then each power is divided by the sum, one after the other.
 
-    Cycles per sample, unstalled: about classes * 23 + parts + 15: two to store a logit, one for its power, 20 for the
+    Cycles per sample, unstalled: about classes * 24 + parts + 15: two to store a logit, one for its power, 21 for the
     division.
     """
 
@@ -133,7 +133,6 @@ class Softmax(wiring.Component):
         m.d.comb += [
             divider.i.payload.numerator.eq(dividend << PROBABILITY_BITS),
             divider.i.payload.denominator.eq(total),
-            result.eq(divider.o.payload.quotient - (at_label << PROBABILITY_BITS)),
         ]
         vector, full = self.error.payload, self.error.valid
         with m.If(full & self.error.ready):
@@ -186,8 +185,12 @@ class Softmax(wiring.Component):
                 m.d.comb += divider.i.valid.eq(1)
                 m.next = "QUOTIENT"
             with m.State("QUOTIENT"):
-                m.d.comb += divider.o.ready.eq(label_there & ~full)
-                with m.If(divider.o.valid & divider.o.ready):
+                m.d.comb += divider.o.ready.eq(label_there)
+                m.d.sync += result.eq(divider.o.payload.quotient - (at_label << PROBABILITY_BITS))
+                with m.If(divider.o.valid & label_there):
+                    m.next = "PLACE"
+            with m.State("PLACE"):
+                with m.If(~full):
                     m.d.comb += self.label.ready.eq(last)
                     with m.If(lane == 0):
                         m.d.sync += vector.eq(0)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from amaranth.hdl import Cat, Module, Mux, Signal
+from amaranth.hdl import Cat, Module, Mux, Signal, signed
 from amaranth.lib import data, stream, wiring
 from amaranth.lib.wiring import In, Out
 
@@ -35,8 +35,8 @@ class Store(wiring.Component):
     busy, stalled_in, stalled_out : Out(1)  for counters: an enabled command is in progress; it waits for a
         result; it waits for memory to take or acknowledge lines.
 
-    One line, or one vector that is shorter, per cycle. Between two enabled commands lie the memory's write latency and two cycles, at least
-    ``RangeDetector.latency`` + 1: results wait in the accumulator's FIFO meanwhile.
+    One line, or one vector that is shorter, per cycle. Between two enabled commands lie the memory's write latency and
+    two cycles, at least ``RangeDetector.latency`` + 2: results wait in the accumulator's FIFO meanwhile.
     """
 
     def __init__(self, config: CoreConfig):
@@ -77,21 +77,24 @@ class Store(wiring.Component):
         m.d.comb += [
             line.payload.address.eq(item.payload.address[line_bits:]),
             line.payload.data.eq(piece.replicate(parts)),
-            line.payload.strobe.eq(Cat((part == k).replicate(4 * config.columns) for k in range(parts))),
-            detector.clear.eq(detector.valid & item.payload.first),
-            detector.last.eq(detector.valid & item.payload.last),
+            line.payload.strobe.eq(Cat((part == k).replicate(len(piece) // 8) for k in range(parts))),
             self.range.valid.eq(detector.complete),
             self.range.register.eq(store.range_register),
             self.range.clear.eq(store.range_clear),
             self.range.value.eq(detector.value),
         ]
+        # What leaves goes to the range detector a cycle later.
         for k, lane in enumerate(detector.lanes):
-            result = piece.word_select(k, 32).as_signed()
-            m.d.comb += lane.eq(Mux(store.range_positive & (result < 0), 0, result))
+            result, seen = piece.word_select(k, 32).as_signed(), Signal(signed(32), name=f"seen{k}", reset_less=True)
+            m.d.sync += seen.eq(Mux(store.range_positive & (result < 0), 0, result))
+            m.d.comb += lane.eq(seen)
+        sent = line.valid & line.ready
+        m.d.sync += [detector.valid.eq(sent), detector.clear.eq(sent & item.payload.first),
+                     detector.last.eq(sent & item.payload.last)]
 
         # There is an address from the first cycle of SEND to its last.
         m.d.comb += [line.valid.eq(item.valid & self.result.valid), self.result.ready.eq(item.valid & line.ready & ends),
-                     detector.valid.eq(line.valid & line.ready), item.ready.eq(self.result.valid & line.ready)]
+                     item.ready.eq(self.result.valid & line.ready)]
         ranged = Signal()       # the command's range was delivered in an earlier cycle
         with m.FSM():
             with m.State("IDLE"):
