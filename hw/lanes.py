@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from amaranth.hdl import Cat, Module, Mux, Signal, signed
 from amaranth.lib import data, stream, wiring
-from amaranth.lib.wiring import In, Out
+from amaranth.lib.wiring import In, Out, connect
 
 from golden.random import INDEX_MULTIPLIER, MASK
 from golden.rounding import Rounding
@@ -14,6 +14,7 @@ from .fifo import Fifo
 from .loop_nest import LoopNest
 from .random_words import RandomWords
 from .round_shift import ROUNDING_BITS, SHIFT_SHAPE, RoundShift
+from .skid_buffer import SkidBuffer
 
 __all__ = ["CHANNEL_BITS", "DRAWING", "ROUNDINGS", "TARGET_BITS", "Lanes", "lane_settings", "lane_state", "roundings",
            "target_bits"]
@@ -263,18 +264,21 @@ class Lanes(wiring.Component):
         m.submodules.random_nest = random_nest = self._nest(m, {"product": 32})
         drawing = Signal()           # words remain to be asked for
         m.submodules.drawn = queue = Fifo(random.words.shape(), QUEUE)
-        taken = Signal()
+        # Whether a vector enters is late, so the queue does not look at it.
+        m.submodules.drawn_buffer = buffer = SkidBuffer(random.words.shape())
+        connect(m, queue.output, buffer.input)
+        words, taken = buffer.output, Signal()
         words_room = _room(m, "words", QUEUE, random.i_valid, taken)
         m.d.comb += [
             random.seed.eq(self.seed), random.step.eq(self.step), random.stream.eq(self.stream),
             random.load.eq(self.start & settings.draw),
             random.product.eq(random_nest.value_product), random.i_valid.eq(drawing & random.ready & words_room),
             queue.input.valid.eq(random.o_valid), queue.input.payload.eq(random.words),
-            queue.output.ready.eq((self.x.valid & self.x.ready & settings.draw) | self.words.ready),
+            words.ready.eq((self.x.valid & self.x.ready & settings.draw) | self.words.ready),
             taken.eq(queue.output.valid & queue.output.ready),
-            self.words.valid.eq(queue.output.valid), self.words.payload.eq(queue.output.payload),
+            self.words.valid.eq(words.valid), self.words.payload.eq(words.payload),
             random_nest.load.eq(self.start), random_nest.start_product.eq(self.random_start),
-            random_nest.step.eq(random.i_valid), drawn.eq(~settings.draw | queue.output.valid),
+            random_nest.step.eq(random.i_valid), drawn.eq(~settings.draw | words.valid),
         ]
         m.d.comb += [*(random_nest.stride_product[k].eq(self.random_stride[k]) for k in range(5)),
                      *(stride.eq(lanes_count * INDEX_MULTIPLIER & MASK) for stride in random_nest.stride_product[5:])]
@@ -284,4 +288,4 @@ class Lanes(wiring.Component):
             m.d.sync += drawing.eq(0)
         sixteen = settings.rounding == Rounding.STOCHASTIC_16.code
         for i in range(lanes_count):
-            m.d.comb += rounder.draw[i].eq(Mux(sixteen, queue.output.payload[i][16:], queue.output.payload[i]))
+            m.d.comb += rounder.draw[i].eq(Mux(sixteen, words.payload[i][16:], words.payload[i]))

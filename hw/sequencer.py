@@ -224,7 +224,7 @@ class Sequencer(wiring.Component):
             m.d.sync += [index.eq(0), hand.valid.eq(0)]
 
         m.d.comb += self.running.eq(1)
-        m.d.sync += [self.iteration.eq(0), self.step_done.eq(0)]
+        m.d.sync += [self.iteration.eq(0), self.step_done.eq(0), self.illegal.eq(0)]
         with m.FSM():
             with m.State("IDLE"):
                 m.d.comb += self.running.eq(0)
@@ -301,7 +301,7 @@ class Sequencer(wiring.Component):
                     m.next = "IDLE"
             with m.State("ILLEGAL"):         # earlier descriptors finish first
                 with m.If(quiet):
-                    m.d.comb += self.illegal.eq(1)
+                    m.d.sync += self.illegal.eq(1)
                     m.next = "HALT"
             with m.State("HALT"):            # until the core is reset
                 m.d.sync += fetching.eq(0)

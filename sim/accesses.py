@@ -47,13 +47,15 @@ def accesses(config: CoreConfig, opcode: Opcode, sections: dict) -> list[Access]
                 add(name, False, walk([load["tiles"], load["runs"], load["lines"]],
                                       [load["tile_stride"], load["run_stride"], size], load["address"]))
         if feed["mode"] != Mode.GRADIENT:
-            tile = (config.columns if feed["mode"] == Mode.FORWARD else config.rows) // 4
+            tile = (config.columns if feed["mode"] == Mode.FORWARD else config.rows) // config.vectors_per_line
             counts, strides = [feed[f"tiles{k}"] for k in range(4)], [weights[f"stride{k}"] for k in range(4)]
             lines = walk([*counts, tile], [*strides, size], weights["address"] // size * size)
             found.append(Access("weights", False, lines))
         if feed["last"]:
-            add("store", True, walk([store[f"count{k}"] for k in range(4)] + [store["run"]],
-                                    [store[f"stride{k}"] for k in range(4)] + [size], store["address"]))
+            pieces = max(1, config.columns // config.lanes)
+            add("store", True, walk([store[f"count{k}"] for k in range(4)] + [store["run"], pieces],
+                                    [store[f"stride{k}"] for k in range(4)] + [4 * config.vector, size],
+                                    store["address"]))
     elif opcode is Opcode.VECTOR:
         vector = fields["vector"]
         counts = [vector[f"count{k}"] for k in range(5)]
@@ -61,13 +63,15 @@ def accesses(config: CoreConfig, opcode: Opcode, sections: dict) -> list[Access]
                    "source2": vector["enable"] & 2, "target0": vector["enable"] & 8, "target1": vector["enable"] & 4}
         for name, on in enabled.items():
             if on:
-                write, loops = name.startswith("target"), list(counts)
+                write, loops = name.startswith("target"), [*counts, config.parts]
+                width = {"target0": vector["target_width"], "target1": 0}.get(name, vector[f"{name}_width"])
                 if write and vector["pool"]:
-                    loops[3:] = 1, 1
+                    loops[3:5] = 1, 1
                 if name == "source1" and vector["function"] in (
                         Function.NITI_LOSS, Function.SQUARED_ERROR, Function.SOFTMAX):
-                    loops[4] = 1
-                add(name, write, walk(loops, [vector[f"{name}_stride{k}"] for k in range(5)], vector[name]))
+                    loops[4:] = 1, 1
+                strides = [vector[f"{name}_stride{k}"] for k in range(5)] + [config.lanes << width]
+                add(name, write, walk(loops, strides, vector[name]))
     elif opcode is Opcode.SCALAR:
         scalar = fields["scalar"]
         if scalar["enable_load"]:

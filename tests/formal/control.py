@@ -175,7 +175,7 @@ class SequencerProof(Elaboratable):
             Assert(~(dut.product.valid & dut.vector.valid), "words for both engines"),
             Assert(~dut.iteration | (~words & delayed(m, idle | starting, 1)), "an iteration begins too early"),
             Assert(~dut.step_done | dut.iteration, "a step ends without its iteration"),
-            Assert(~dut.illegal | idle, "earlier descriptors are not complete"),
+            Assert(~dut.illegal | delayed(m, idle, 1), "earlier descriptors are not complete"),
             Assert(~dut.finished | idle_since, "finished before the engines"),
             Assert(~stopped | ~(words | dut.iteration | dut.finished), "work after an illegal descriptor"),
         ]
