@@ -97,7 +97,8 @@ class Accumulator(wiring.Component):
     control : In(control_layout(config))  accompanies column 0 of ``data``.
         entry[index] = (init ? 0 : entry[index]) + data; with ``final`` the sum is a result as well.
     data : In(32 C bits)  array of signed sums; column j is j cycles late.
-    result : Out(stream of 32 C bits)  lines in the order of their control words, one per cycle;
+    result : Out(stream of 32 C bits)  vectors in the order of their control words, one per cycle, or one in two cycles
+        where a vector is longer than a line;
         the first C + 5 cycles after its control word.
     reserve : In(1)  takes one place; legal while ``room`` is not 0.
     room : Out(range(result_entries + 1))  places neither reserved nor taken, as of the cycle before.
@@ -154,7 +155,9 @@ class Accumulator(wiring.Component):
         lines, present = Signal(range(places + 1)), Signal()           # landed and not fetched; not 0
         next_slot, held_slot = Signal.like(read_slot), Signal.like(read_slot)
         room = Signal(range(places + 1), init=places)
-        free = ~self.result.valid | self.result.ready
+        # A result that leaves in two lines takes two cycles, so its successor need not come in the next one.
+        at_once = self.result.ready if columns <= self.config.lanes else 0
+        free = ~self.result.valid | at_once
         m.d.comb += [
             landed.eq(words[-1].valid & words[-1].final), fetch.eq(present & (~fetched | free)),
             moved.eq(fetched & free), read_slot.eq(Mux(fetched & ~free, held_slot, next_slot)), self.room.eq(room),
@@ -171,8 +174,10 @@ class Accumulator(wiring.Component):
         result = data_register(m, self.result.payload)
         # The complement of result.valid, so that what moves every bit of a line has another net than the rest.
         vacant = Signal(init=1)
+        with m.If(self.result.valid & self.result.ready):
+            m.d.sync += [self.result.valid.eq(0), vacant.eq(1)]
         with m.If(free):
             m.d.sync += [self.result.valid.eq(fetched), vacant.eq(~fetched)]
-        with m.If(vacant | self.result.ready):
+        with m.If(vacant | at_once):
             m.d.sync += result.eq(Cat(results))
         return m

@@ -10,7 +10,7 @@ from amaranth.lib.wiring import In, Out
 from .address_stream import AddressStream
 from .config import CoreConfig
 from .descriptor import LOAD
-from .interfaces import NO_BYPASS, ReadClient, data_register
+from .interfaces import NO_BYPASS, ReadClient
 from .shared_fold import FOLD_LINES, FoldClient
 
 __all__ = ["OperandBuffer"]
@@ -157,11 +157,12 @@ class OperandBuffer(wiring.Component):
         with m.If(self.advance):
             m.d.sync += held_wanted.eq(0)
         m.d.comb += [read.addr.eq(Cat(line, current)), read.en.eq(1)]
-        choice = Signal(slice_bits)
+        # The line is held as it comes, because memory is late; the slice is chosen behind the register.
+        choice, chosen = Signal(slice_bits), Signal(slice_bits, reset_less=True)
         fetched = Signal()
         m.d.sync += [choice.eq(held[:slice_bits]), fetched.eq(self.read)]
-        slice_register = data_register(m, self.data)
+        line_register = Signal(config.line_bits, reset_less=True)
         with m.If(fetched):
-            parts = Array(read.data.word_select(k, 8 * self.lanes) for k in range(slices))
-            m.d.sync += slice_register.eq(parts[choice])
+            m.d.sync += [line_register.eq(read.data), chosen.eq(choice)]
+        m.d.comb += self.data.eq(Array(line_register.word_select(k, 8 * self.lanes) for k in range(slices))[chosen])
         return m

@@ -66,7 +66,7 @@ class ProductEngine(wiring.Component):
     idle : Out(1) everything issued is complete.
     overflow : Out(1) pulse, an int32 sum wrapped.
     descriptor, loading, storing : Out(32) byte addresses of the blocks being fed, loaded and stored.
-    activity, tag : what the array did this cycle, for which layer and pass.
+    activity, tag : what the array did in the cycle before, for which layer and pass.
     """
 
     def __init__(self, config: CoreConfig):
@@ -187,7 +187,7 @@ class ProductEngine(wiring.Component):
         m.d.comb += self.idle.eq(~decode.valid & (self.fed == issued) & (self.stored == issued))
 
         # The tag of the block at work, or of the one that waits for a dependency.
-        m.d.comb += [self.activity.eq(feeder.activity), self.tag.eq(Mux(feed.valid, feed.p.tag, decode.header.tag))]
+        m.d.sync += [self.activity.eq(feeder.activity), self.tag.eq(Mux(feed.valid, feed.p.tag, decode.header.tag))]
         with m.If(~feed.valid):
-            m.d.comb += self.activity.eq(Mux(decode.valid, Activity.DEPENDENCY, Activity.IDLE))
+            m.d.sync += self.activity.eq(Mux(decode.valid, Activity.DEPENDENCY, Activity.IDLE))
         return m

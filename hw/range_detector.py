@@ -31,14 +31,14 @@ class RangeDetector(wiring.Component):
     value : Out(32)  maximum so far (registered, held).
     complete : Out(1)  ``value`` includes the cycle that was marked ``last``.
 
-    Latency: ``latency`` = 2 + ceil(log2(lanes)) cycles from a vector to ``value``: one for the
-    magnitudes, one for each level of the compare tree, one for the running maximum. One vector per cycle.
+    Latency: ``latency`` = 2 + 2 * ceil(log2(lanes)) cycles from a vector to ``value``: one for the magnitudes, two for each
+    level of the tree (comparison, choice), one for the running maximum. One vector per cycle.
     """
 
     def __init__(self, lanes: int):
         if lanes < 1:
             raise ValueError(f"a range detector needs at least one lane, not {lanes}")
-        self.latency = 2 + (lanes - 1).bit_length()
+        self.latency = 2 + 2 * (lanes - 1).bit_length()
         super().__init__({"valid": In(1), "clear": In(1), "last": In(1), "lanes": In(signed(32)).array(lanes),
                           "value": Out(32), "complete": Out(1)})
 
@@ -50,14 +50,16 @@ class RangeDetector(wiring.Component):
         level = 0
         while len(magnitudes) > 1:
             level += 1
-            larger = []
-            for k in range(0, len(magnitudes) - 1, 2):
-                larger.append(Signal(32, name=f"level{level}_{k // 2}", reset_less=True))
-                left, right = magnitudes[k:k + 2]
-                m.d.sync += larger[-1].eq(Mux(left > right, left, right))
-            if len(magnitudes) % 2:
-                larger.append(Signal(32, name=f"level{level}_{len(magnitudes) // 2}", reset_less=True))
-                m.d.sync += larger[-1].eq(magnitudes[-1])
+            compared = [Signal(32, name=f"compared{level}_{k}", reset_less=True) for k in range(len(magnitudes))]
+            m.d.sync += [after.eq(before) for after, before in zip(compared, magnitudes, strict=True)]
+            larger = [Signal(32, name=f"level{level}_{k}", reset_less=True) for k in range((len(magnitudes) + 1) // 2)]
+            for k, chosen in enumerate(larger):
+                pair = compared[2 * k:2 * k + 2]
+                if len(pair) == 2:
+                    first = Signal(name=f"first{level}_{k}", reset_less=True)
+                    m.d.sync += [first.eq(magnitudes[2 * k] > magnitudes[2 * k + 1]), chosen.eq(Mux(first, *pair))]
+                else:
+                    m.d.sync += chosen.eq(pair[0])
             magnitudes = larger
 
         # The control bits of each vector travel beside the tree.

@@ -108,9 +108,10 @@ class ReadPort(wiring.Component):
             m.submodules[f"burst{i}"] = burst = ResetInserter(halted)(SkidBuffer(burst_layout(self.config)))
             wiring.connect(m, coalescer.burst, burst.input)
             bursts.append(burst.output)
-            # Requests come through a buffer whose ready is a register too, and rest in another while they are compared
-            # with the window.
-            m.submodules[f"request{i}"] = offered = ResetInserter(halted)(SkidBuffer(client.request.payload.shape()))
+            # Requests come into registers, whose ready is one too, and rest in another while they are compared with the
+            # window.
+            m.submodules[f"request{i}"] = offered = ResetInserter(halted)(
+                Fifo(client.request.payload.shape(), 2, fall_through=True))
             asked, inside = Signal(name=f"asked{i}"), Signal(name=f"inside{i}")
             line_asked = Signal(line_layout(self.config), name=f"line{i}")
             after = Signal(address_bits, name=f"after{i}")

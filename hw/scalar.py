@@ -203,7 +203,7 @@ class ScalarUnit(wiring.Component):
     step : In(32)  what register 63 reads.
     store_enable, store_address, store_word : Out  a command with ``microprogram`` gives the wide lanes its words
         here, one in every other cycle, instead of running operations.
-    select, value : value of register ``select`` in the same cycle, while no command is running.
+    select, value : value of register ``select`` in the next cycle, while no command is running.
     read, write : memory clients, one line at a time.
     exponent, zero_range, illegal : Out(1)  pulses: EXPONENT saturated; NEAREST_LOG2 of 0; unknown operation (it
         writes nothing) or a count above the descriptor's size (nothing runs).
@@ -275,7 +275,9 @@ class ScalarUnit(wiring.Component):
         dumping, running = Signal(), Signal()         # registers: the addresses must come early
         of_range, a = read_port("a", Mux(arrived.valid, arrived.register, operation.a), operation.a)
         _, b = read_port("b", Mux(dumping, index, operation.b))
-        _, c = read_port("c", Mux(running, operation.imm.as_unsigned()[:6], self.select))
+        select = Signal.like(self.select)
+        m.d.sync += select.eq(self.select)
+        _, c = read_port("c", Mux(running, operation.imm.as_unsigned()[:6], select))
         m.d.comb += self.value.eq(c)
         m.d.sync += old.eq(Mux(written.valid & (written.register == arrived.register), larger, of_range))
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from amaranth.hdl import Cat, Module, Mux, Signal, signed
+from amaranth.hdl import Cat, Const, Module, Mux, Signal, signed
 from amaranth.lib import data, stream, wiring
 from amaranth.lib.wiring import In, Out
 
@@ -52,22 +52,24 @@ class Store(wiring.Component):
     def elaborate(self, platform):
         m = Module()
         config, store = self.config, self.command.payload.store
-        pieces = max(1, config.columns // config.lanes)      # lines of a result
+        pieces = max(1, config.columns // config.lanes)      # lines of a result: 1 or 2
         m.submodules.addresses = addresses = AddressStream(5 + (pieces > 1))
         m.submodules.detector = detector = RangeDetector(min(config.columns, config.lanes))
         for k in range(4):
             m.d.comb += [addresses.count[k].eq(store[f"count{k}"]), addresses.stride[k].eq(store[f"stride{k}"])]
         m.d.comb += [addresses.count[4].eq(store.run), addresses.stride[4].eq(4 * config.vector),
                      addresses.start.eq(store.address)]
-        # The last piece takes the result along.
-        ends, piece = Signal(init=1), self.result.payload
+        # The second half of a result waits here, so that the result is taken with its first.
+        resting, piece, takes = Const(0), self.result.payload, Const(1)
         if pieces > 1:
-            index = Signal(range(pieces))
-            m.d.comb += [addresses.count[5].eq(pieces), addresses.stride[5].eq(config.line_bytes),
-                         ends.eq(addresses.item.payload.ends)]
+            resting, takes = Signal(), Signal(init=1)        # the second half leaves next, and the complement
+            rest = Signal(config.line_bits, reset_less=True)
+            m.d.comb += [addresses.count[5].eq(pieces), addresses.stride[5].eq(config.line_bytes)]
             with m.If(self.memory.line.valid & self.memory.line.ready):
-                m.d.sync += index.eq(index + 1)
-            piece = self.result.payload.word_select(index, config.line_bits)
+                m.d.sync += [resting.eq(takes), takes.eq(resting)]
+            with m.If(takes):
+                m.d.sync += rest.eq(piece[config.line_bits:])
+            piece = Mux(resting, rest, piece[:config.line_bits])
 
         line, item = self.memory.line, addresses.item
         parts = config.line_bits // len(piece)       # results in a line
@@ -93,8 +95,9 @@ class Store(wiring.Component):
                      detector.last.eq(sent & item.payload.last)]
 
         # There is an address from the first cycle of SEND to its last.
-        m.d.comb += [line.valid.eq(item.valid & self.result.valid), self.result.ready.eq(item.valid & line.ready & ends),
-                     item.ready.eq(self.result.valid & line.ready)]
+        m.d.comb += [line.valid.eq(item.valid & (self.result.valid | resting)),
+                     self.result.ready.eq(item.valid & line.ready & takes),
+                     item.ready.eq((self.result.valid | resting) & line.ready)]
         ranged = Signal()       # the command's range was delivered in an earlier cycle
         with m.FSM():
             with m.State("IDLE"):
@@ -108,8 +111,7 @@ class Store(wiring.Component):
             with m.State("SEND"):
                 m.d.comb += [
                     self.busy.eq(1),
-                    self.stalled_in.eq(~self.result.valid),
-                    self.stalled_out.eq(self.result.valid & ~line.ready),
+                    self.stalled_in.eq(~line.valid), self.stalled_out.eq(line.valid & ~line.ready),
                 ]
                 with m.If(line.valid & line.ready & item.payload.last):
                     m.next = "ACKNOWLEDGE"

@@ -114,7 +114,7 @@ class VectorEngine(wiring.Component):
     Vectors pass in parts of L = ``config.lanes`` elements, all parts of one before the next.
 
     Throughput: one part of source 0 per cycle (loss: see :class:`hw.loss.NitiLoss`). Overhead of a VECTOR
-    command: about 28 cycles plus one read and one write latency of memory. The key of the random words takes 31 cycles,
+    command: about 29 cycles plus one read and one write latency of memory. The key of the random words takes 31 cycles,
     hidden by the read latency where that is longer.
     """
 
@@ -208,15 +208,21 @@ class VectorEngine(wiring.Component):
             else:
                 connect(m, flipped(port), writer.client)
 
-        # Loops. Targets do not step inside a pooling window, labels not inside a sample.
+        # Loops. Targets do not step inside a pooling window, labels not inside a sample. Counts that depend on such things
+        # are in registers; they are right before the loops begin.
+        def settled(value):
+            register = Signal.like(value, name="settled_count", reset_less=True)
+            m.d.sync += register.eq(value)
+            return register
+
         for k in range(LEVELS):
             count = command[f"count{k}"]
-            outside = Mux(command.pool & (k >= 3), 1, count)
+            outside = settled(Mux(command.pool, 1, count)) if k >= 3 else count
             m.d.comb += [
-                wide.count[k].eq(count), lanes.count[k].eq(Mux(pool_first & (k >= 3), 1, count)),
+                wide.count[k].eq(count), lanes.count[k].eq(settled(Mux(pool_first, 1, count)) if k >= 3 else count),
                 lanes.random_stride[k].eq(command[f"random_stride{k}"]),
                 readers[0].count[k].eq(count), readers[0].stride[k].eq(command[f"source0_stride{k}"]),
-                readers[1].count[k].eq(Mux((is_loss | squared) & (k == 4), 1, count)),
+                readers[1].count[k].eq(settled(Mux(is_loss | squared, 1, count)) if k == 4 else count),
                 readers[1].stride[k].eq(command[f"source1_stride{k}"]),
                 readers[2].count[k].eq(count), readers[2].stride[k].eq(command[f"source2_stride{k}"]),
                 writers[0].count[k].eq(outside), writers[0].stride[k].eq(command[f"target0_stride{k}"]),
@@ -397,7 +403,7 @@ class VectorEngine(wiring.Component):
             with m.State("IDLE"):
                 with m.If(self.vector.valid):
                     m.d.comb += self.busy.eq(1)
-                    m.next = "SETTINGS"
+                    m.next = "DECODE"
                 with m.Elif(self.scalar.valid):
                     m.d.comb += self.busy.eq(1)
                     m.next = "SCALAR"
@@ -408,6 +414,9 @@ class VectorEngine(wiring.Component):
                              self.busy.eq(1), self.done.eq(scalar.done), self.illegal.eq(scalar.illegal)]
                 with m.If(scalar.done):
                     m.next = "IDLE"
+            with m.State("DECODE"):
+                m.d.comb += self.busy.eq(1)
+                m.next = "SETTINGS"
             with m.State("SETTINGS"):
                 m.d.comb += self.busy.eq(1)
                 m.d.sync += [
@@ -455,7 +464,7 @@ class VectorEngine(wiring.Component):
         return port.valid & ~port.ready
 
     def _rules(self, m, command, is_function, in_lanes, draws, max_classes):
-        """The rules of the class's docstring; registered, because the comparisons are long."""
+        """The rules of the class's docstring; registered twice, because the comparisons are long."""
         vector, widths = self.config.vector, target_bits(self.config)
         elementwise, update = is_function[Function.ELEMENTWISE], is_function[Function.UPDATE]
         is_niti, is_softmax = is_function[Function.NITI_LOSS], is_function[Function.SOFTMAX]
@@ -498,8 +507,8 @@ class VectorEngine(wiring.Component):
         legal = Signal(init=1)
         m.d.sync += legal.eq(1)
         for name, rule in rules.items():
-            flag = Signal(name=f"rule_{name}")
-            m.d.comb += flag.eq(rule)
+            flag = Signal(name=f"rule_{name}", init=1)
+            m.d.sync += flag.eq(rule)
             with m.If(~flag):
                 m.d.sync += legal.eq(0)
         return legal

@@ -18,8 +18,7 @@ class VectorWriter(wiring.Component):
     """Stores one vector per iteration of five nested loops, in parts of L elements.
 
     Elements must already fit the target's width; higher bits are dropped. Parts must be aligned to their own size.
-    Consecutive parts of the same line leave as one write with byte strobes; a line is handed over
-    when the next part belongs to another line, or after the last part.
+    Consecutive parts of the same line leave as one write with byte strobes.
 
     Attributes
     ----------
@@ -33,8 +32,7 @@ class VectorWriter(wiring.Component):
         acknowledged). High before the first run.
 
     Throughput: one part per cycle as long as the client accepts lines, the first two cycles after
-    ``start``. Latency: a line is offered one cycle after its last part at the end of the run, otherwise with the
-    first part of the next line.
+    ``start``. Latency: a line is offered one cycle after its last part.
     """
 
     def __init__(self, config: CoreConfig):
@@ -59,25 +57,24 @@ class VectorWriter(wiring.Component):
         m.submodules.addresses = addresses = AddressStream(LEVELS + (parts > 1))
         if parts > 1:
             m.d.comb += [addresses.count[LEVELS].eq(parts), addresses.stride[LEVELS].eq(lanes << self.width)]
-        # The place of the next part; the addresses are one ahead, so that no comparison delays a part.
+        # The place of the next part; the addresses are one ahead, without a gap, so that no comparison delays a part and
+        # a line is known to be whole with its last part.
         out, item = self.client.line, addresses.item
         following = item.payload.address[lane_bits + 2:]
         line, placed = Signal.like(following), Signal()
-        position, apart, final = Signal(2), Signal(), Signal()      # apart: in another line than the part before
-        running, filled, elsewhere, accept, leave = Signal(), Signal(), Signal(), Signal(), Signal()
+        position, final = Signal(2), Signal()
+        running, whole, ends, accept, leave = Signal(), Signal(), Signal(), Signal(), Signal()
         m.d.comb += [
             addresses.load.eq(self.start), addresses.start.eq(self.address), item.ready.eq(~placed | accept),
             *(addresses.count[k].eq(self.count[k]) for k in range(LEVELS)),
             *(addresses.stride[k].eq(self.stride[k]) for k in range(LEVELS)),
-            elsewhere.eq(filled & apart),
-            out.valid.eq(filled & (~running | (self.vector.valid & placed & apart))),
-            leave.eq(out.valid & out.ready),
-            self.vector.ready.eq(placed & (~elsewhere | out.ready)),
+            ends.eq(final | (line != following)), out.valid.eq(whole), leave.eq(whole & out.ready),
+            self.vector.ready.eq(placed & (~whole | out.ready)),
             accept.eq(self.vector.valid & self.vector.ready),
         ]
         with m.If(item.ready):
-            m.d.sync += [placed.eq(item.valid), line.eq(following), apart.eq(line != following),
-                         final.eq(item.payload.last), position.eq(item.payload.address[lane_bits:lane_bits + 2])]
+            m.d.sync += [placed.eq(item.valid), line.eq(following), final.eq(item.payload.last),
+                         position.eq(item.payload.address[lane_bits:lane_bits + 2])]
 
         # Which quarters of the line this part covers, and every byte at its place.
         quarters = Signal(4)
@@ -105,17 +102,19 @@ class VectorWriter(wiring.Component):
         strobes, content = Signal(self.config.line_bytes), Signal(self.config.line_bits, reset_less=True)
         address = Signal.like(line, reset_less=True)
         m.d.comb += [out.payload.address.eq(address), out.payload.data.eq(content), out.payload.strobe.eq(strobes)]
+        # What is at the next part's place moves into the line before it is valid: the enable does not look at that.
+        for q in range(4):
+            with m.If(self.vector.ready & quarters[q]):
+                m.d.sync += content.word_select(q, 8 * lanes).eq(image.word_select(q, 8 * lanes))
         with m.If(leave):
-            m.d.sync += [filled.eq(0), strobes.eq(0)]
+            m.d.sync += [whole.eq(0), strobes.eq(0)]
             with m.If(~running):
                 m.d.sync += self.done.eq(1)
         with m.If(accept):
-            m.d.sync += [filled.eq(~self.discard), address.eq(line)]
+            m.d.sync += [whole.eq(ends & ~self.discard), address.eq(line)]
             for q in range(4):
-                strobe = strobes.word_select(q, lanes)
-                stored = content.word_select(q, 8 * lanes)
                 with m.If(quarters[q] & ~self.discard):
-                    m.d.sync += [strobe.eq((1 << lanes) - 1), stored.eq(image.word_select(q, 8 * lanes))]
+                    m.d.sync += strobes.word_select(q, lanes).eq((1 << lanes) - 1)
             with m.If(final):
                 m.d.sync += [running.eq(0), self.done.eq(self.discard)]
         with m.If(self.start):

@@ -12,7 +12,7 @@ from .address_stream import AddressStream
 from .config import CoreConfig
 from .descriptor import WEIGHTS, Mode
 from .feeder import FEED_LATENCY
-from .interfaces import NO_BYPASS, ReadClient, data_register
+from .interfaces import NO_BYPASS, ReadClient
 
 __all__ = ["weight_command", "WeightRing"]
 
@@ -40,7 +40,7 @@ class WeightRing(wiring.Component):
         and is taken at once.
     memory : Out(ReadClient), always ready for responses: every requested line has its place in the ring.
     enable : In(1)  the next tile may begin to shift: the array is, or is going to stay, in its mode.
-    shift, vector : to the array, registered. A slice fills the low lanes; the others are not specified.
+    shift, vector : to the array. A slice fills the low lanes; the others are not specified.
     ready : Out(1)  a tile may be taken from the next cycle on.
     take : In(1)  only while ready for more than a cycle: its boundary reaches the array ``feed_latency`` cycles later.
     busy, stalled_in, stalled_out : Out(1)  for counters: tiles are known that were not taken; the next
@@ -169,12 +169,13 @@ class WeightRing(wiring.Component):
         with m.Elif(pause != 0):
             m.d.sync += pause.eq(pause - 1)
 
-        choice = Signal(row_bits + part_bits)
+        # The line is held as it comes, because memory is late; the slice is chosen behind the register.
+        choice, chosen = Signal(row_bits + part_bits), Signal(row_bits + part_bits, reset_less=True)
         fetched = Signal()
         m.d.sync += [choice.eq(Cat(part[:part_bits], row[:row_bits])), fetched.eq(left != 0), self.shift.eq(fetched)]
-        vector_register = data_register(m, self.vector)
+        line_register = Signal(config.line_bits, reset_less=True)
         with m.If(fetched):
-            vectors = [read.data.word_select(k, 8 * config.vector) for k in range(per_line)]
-            m.d.sync += vector_register.eq(Array(vector[8 * narrow * k:] for vector in vectors
-                                                 for k in range(parts))[choice])
+            m.d.sync += [line_register.eq(read.data), chosen.eq(choice)]
+        vectors = [line_register.word_select(k, 8 * config.vector) for k in range(per_line)]
+        m.d.comb += self.vector.eq(Array(vector[8 * narrow * k:] for vector in vectors for k in range(parts))[chosen])
         return m

@@ -41,13 +41,13 @@ class WideLanes(wiring.Component):
     output : Out stream of L x signed(32).
     store_enable, store_address, store_word : In  change a word of the microprogram memory; only while ``done``.
     scalar_select : Out(6), scalar_value : In(signed(32))  read port of the scalar registers; the value is taken in the
-        cycle of the selection.
+        cycle after the selection.
     done : Out(1)  no run under way. ranges : Out(7).array(4)  bit lengths of the largest magnitudes that RANGE has seen
         in the last run, valid while ``done``.
     starved : Out(1)  waits for a source. illegal : Out(1)  pulse: unknown operation; the run ends.
 
-    Cycles of a run: four to begin, and of a part: one per source in use (at least one), one for END, 4 per
-    instruction, one more for a WRITE right after a WRITE, 2 more if the last instruction changes a register. SQRT takes
+    Cycles of a run: five to begin, and of a part: one per source in use (at least one) and one more, one for END, 4 per
+    instruction, one more for a WRITE right after a WRITE, one more if the last instruction changes a register. SQRT takes
     18 L more, DIVIDE 66 L (one unit serves the lanes in turn). After the last iteration up to 64 cycles for each of the
     4 ranges, all at once.
     """
@@ -82,7 +82,8 @@ class WideLanes(wiring.Component):
         m.d.comb += [store.en.eq(self.store_enable), store.addr.eq(self.store_address), store.data.eq(self.store_word),
                      following.eq(pc), fetch.addr.eq(following)]
         m.d.sync += pc.eq(following)
-        proceed, again = Signal(), Signal()     # to the next word; an iteration has ended, and it was not the last
+        proceed = Signal()                      # to the next word
+        again, repeats = Signal(), Signal()     # an iteration has ended, and it was not the last; and the next begins
         fresh = Signal()                        # `upcoming` is new
         scalar, shared, of_lane = (Signal(shape, name=name, reset_less=True) for name, shape in
                                    (("scalar", signed(32)), ("shared", signed(32)), ("of_lane", 1)))
@@ -110,8 +111,9 @@ class WideLanes(wiring.Component):
         m.d.comb += [port_a.addr.eq(Cat(word.a[:4], part)), port_b.addr.eq(Cat(word.b[:4], part))]
 
         # Operands of the instruction, for the lanes whose turn it is; what becomes of the result two cycles later.
-        # `turn` selects wide operands; `phase`, its copy, decides.
-        turn, phase = (Signal(range(TURNS), name=name, attrs={"keep": 1}) for name in ("turn", "phase"))
+        # `turn_a` and `turn_b` select wide operands; `phase`, their copy, decides.
+        turn_a, turn_b, phase = (Signal(range(TURNS), name=name, attrs={"keep": 1})
+                                 for name in ("turn_a", "turn_b", "phase"))
         operands = data.ArrayLayout(signed(BITS), processors)
         control, a, b, minus = (Signal(shape, name=name, reset_less=True) for name, shape in
                                 (("control", lane_control), ("a", operands), ("b", operands), ("minus", processors)))
@@ -122,7 +124,7 @@ class WideLanes(wiring.Component):
         m.d.sync += [stages[0].valid.eq((issue & ~work.serial) | resume),
                      stages[1].eq(stages[0]), stages[2].eq(stages[1])]
         with m.If(issue):
-            m.d.sync += [turn.eq(phase + 1), phase.eq(phase + 1)]
+            m.d.sync += [turn.eq(phase + 1) for turn in (turn_a, turn_b, phase)]
         with m.If(issue & work.serial):
             m.d.sync += waiting.eq(1)
         with m.If(resume):
@@ -132,7 +134,7 @@ class WideLanes(wiring.Component):
                          stages[0].writes.eq(writes)]
             for p in range(processors):
                 own_a, own_b = (Array(port.data[t * processors + p] for t in range(TURNS))[turn]
-                                for port in (port_a, port_b))
+                                for port, turn in ((port_a, turn_a), (port_b, turn_b)))
                 m.d.sync += [a[p].eq(own_a), b[p].eq(Mux(of_lane, own_b, shared)),
                              minus[p].eq(Mux(work.range, own_a[-1], work.subtract))]
 
@@ -146,7 +148,7 @@ class WideLanes(wiring.Component):
                          lane.serial.eq(answers[p])]
             results.append(lane.result)
             magnitude = magnitude | lane.magnitude
-        seen = [Signal(BITS, name=f"seen{k}") for k in range(RANGES)]
+        seen = [Signal(BITS, name=f"seen{k}", reset_less=True) for k in range(RANGES)]
         nonzero, measuring = Signal(RANGES), Signal()       # of a bit length at a time
         counts_range = Signal()
         m.d.sync += counts_range.eq(stages[0].valid & control.range)
@@ -157,8 +159,8 @@ class WideLanes(wiring.Component):
             with m.If(measuring & nonzero[k]):
                 m.d.sync += [bits.eq(bits >> 1), length.eq(length + 1)]
 
-        # One write port, for results and for what is loaded: `chosen` is the source, 0 except while loading.
-        # `selects`, its copy, is what the wide words see.
+        # One write port, for results and for what is loaded, which comes through a register: `chosen` is the source, 0
+        # except while loading. `selects`, its copy, is what the wide words see.
         chosen, selects = (Signal(4, name=name, attrs={"keep": 1}) for name in ("chosen", "selects"))
         rest, loads = Signal(4), Signal()
         sources = (self.x, self.y, self.z, self.draw)
@@ -170,18 +172,19 @@ class WideLanes(wiring.Component):
             loads.eq((chosen & Cat(source.valid for source in sources)).any()),
             self.starved.eq(chosen.any() & ~loads),
             *(source.ready.eq(bit) for source, bit in zip(sources, chosen, strict=True)),
-            write.addr.eq(Mux(written, stages[2].dst, Cat(selects[1] | selects[3], selects[2] | selects[3], Const(0, 2),
-                                                          part))),
         ]
+        loaded, into = Signal(), Signal(len(write.addr), reset_less=True)
+        m.d.sync += [loaded.eq(loads), into.eq(Cat(selects[1] | selects[3], selects[2] | selects[3], Const(0, 2), part))]
+        m.d.comb += write.addr.eq(Mux(written, stages[2].dst, into))
         for lane in range(lanes):
             t, p = divmod(lane, processors)
-            loaded = 0
+            value = 0
             for source, bit in zip(sources[:3], selects, strict=False):
-                loaded = loaded | (source.payload[lane][:] & bit.replicate(32))
-            loaded = Cat(loaded | (self.draw.payload[lane] & selects[3].replicate(32)),
-                         loaded[-1].replicate(BITS - 32))      # random words are unsigned
-            m.d.comb += [write.data[lane].eq(Mux(written, results[p], loaded)),
-                         write.en[lane].eq(turns_written[t] | loads)]
+                value = value | (source.payload[lane][:] & bit.replicate(32))
+            word_loaded = Signal(signed(33), name=f"loaded{lane}", reset_less=True)      # random words are unsigned
+            m.d.sync += word_loaded.eq(Cat(value | (self.draw.payload[lane] & selects[3].replicate(32)), value[-1]))
+            m.d.comb += [write.data[lane].eq(Mux(written, results[p], word_loaded)),
+                         write.en[lane].eq(turns_written[t] | loaded)]
 
         # A vector leaves when its last lanes have been collected.
         collects, full = Signal(), Signal()
@@ -216,7 +219,6 @@ class WideLanes(wiring.Component):
         with m.If(opening):
             m.d.sync += [*[bits.eq(0) for bits in seen], *[length.eq(0) for length in self.ranges]]
         m.d.sync += self.illegal.eq(0)
-        settled = Signal()
         with m.FSM():
             with m.State("IDLE"):
                 m.d.comb += following.eq(self.entry)
@@ -227,29 +229,33 @@ class WideLanes(wiring.Component):
                 m.d.comb += proceed.eq(1)
                 m.next = "SELECT"
             with m.State("SELECT"):
+                m.next = "SELECTED"
+            with m.State("SELECTED"):
                 m.next = "BEGIN"
             with m.State("BEGIN"):
                 m.d.comb += proceed.eq(1)
                 m.d.sync += choose(self.use)
                 m.next = "LOAD"
             with m.State("LOAD"):
-                m.d.comb += proceed.eq(again)
                 with m.If(loads):
                     m.d.sync += choose(rest)
                 with m.If((chosen == 0) | (loads & (rest == 0))):
-                    m.next = "ISSUE"
+                    m.next = "LOADED"
+            with m.State("LOADED"):          # the last word is written
+                m.d.comb += proceed.eq(repeats)
+                m.d.sync += repeats.eq(0)
+                m.next = "ISSUE"
             with m.State("ISSUE"):
                 with m.If((phase == 0) & ends):
                     # Results of the last instruction go first.
-                    m.d.sync += settled.eq(0)
                     m.next = "SETTLE"
                     with m.If(~(stages[0].valid & stages[0].writes)):
                         m.d.sync += choose(self.use)
                         m.next = "LOAD"
                     m.d.comb += turned.eq(1)
-                    m.d.sync += again.eq(1)
+                    m.d.sync += [again.eq(1), repeats.eq(1)]
                     with m.If(nest.last):
-                        m.d.sync += [again.eq(0), *choose(Const(0, 4))]
+                        m.d.sync += [again.eq(0), repeats.eq(0), *choose(Const(0, 4))]
                         m.next = "DRAIN"
                 with m.Elif((phase == 0) & unknown):
                     m.d.sync += self.illegal.eq(1)
@@ -261,11 +267,8 @@ class WideLanes(wiring.Component):
                     with m.If(work.serial):
                         m.next = "ASK"
             with m.State("SETTLE"):
-                m.d.comb += proceed.eq(again)
-                m.d.sync += settled.eq(1)
-                with m.If(settled):
-                    m.d.sync += choose(self.use)
-                    m.next = "LOAD"
+                m.d.sync += choose(self.use)
+                m.next = "LOAD"
             with m.State("ASK"):
                 m.d.comb += [root.i.valid.eq(takes_root), divider.i.valid.eq(~takes_root)]
                 with m.If(Mux(takes_root, root.i.ready, divider.i.ready)):

@@ -108,9 +108,9 @@ class WritePort(wiring.Component):
             wiring.connect(m, coalescer.burst, ready_burst.input)
             bursts.append(ready_burst.output)
             buffers.append(buffer)
-            # A line's data goes to its place at once. Its address comes through a buffer, whose ready is a register
-            # too, and rests in another while it is compared with the window.
-            m.submodules[f"line{i}"] = offered = SkidBuffer(client.line.payload.address.shape())
+            # A line's data goes to its place at once. Its address comes into registers, whose ready is one too, and rests
+            # in another while it is compared with the window.
+            m.submodules[f"line{i}"] = offered = Fifo(client.line.payload.address.shape(), 2, fall_through=True)
             taken = Signal(line_layout(config), name=f"taken{i}", reset_less=True)
             held, inside = Signal(name=f"held{i}"), Signal(name=f"inside{i}")
             dropping = Signal(name=f"dropping{i}")
@@ -148,7 +148,7 @@ class WritePort(wiring.Component):
                 m.d.sync += dropping.eq(0)
             with m.If(outside[i]):
                 m.d.sync += dropping.eq(1)
-            m.d.sync += client.idle.eq((pending == 0) & ~held & ~offered.output.valid)
+            m.d.sync += client.idle.eq((pending == 0) & ~held & ~offered.output.valid & ~offered.input.valid)
             mine = acknowledged & (expected.output.payload.client == i)
             m.d.sync += pending.eq(pending + kept - Mux(mine, acknowledged_lines, 0))
 
