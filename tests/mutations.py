@@ -111,7 +111,8 @@ MUTATIONS = (
     Mutation("the engine forgets the step", "hw/vector.py", "lanes.step.eq(self.step)", "lanes.step.eq(0)",
              (UPDATE,)),
     # The other shared units.
-    Mutation("last tie of a pooling window", "hw/pool.py", "vector[i] > best.value[i]", "vector[i] >= best.value[i]",
+    Mutation("last tie of a pooling window", "hw/pool.py", "vector[i] > best[-1].value[i]",
+             "vector[i] >= best[-1].value[i]",
              (_hw("pool.py::test_first_maximum_of_each_window"),)),
     Mutation("ReLU passes errors of zeros", "hw/lanes.py", "settings.mask & (other <= 0)",
              "settings.mask & (other < 0)", (PASSES,)),
