@@ -123,7 +123,7 @@ MUTATIONS = (
              "control.gate & ~right", (WIDE,)),
     Mutation("vectors overtake the last results", "hw/wide.py", "with m.If(~(stages[0].valid & stages[0].writes)):",
              "with m.If(1):",
-             (_hw("wide.py::test_random_programs_over_loops[none]"),)),
+             (_hw("wide.py::test_random_programs_over_loops[tiny-25-none]"),)),
     Mutation("root of a square", "hw/isqrt.py", "fits = ~difference[-1]", "fits = ~difference[-1] & difference.any()",
              (_hw("divider.py::test_square_root_every_operand"),)),
     Mutation("softmax table entry", "hw/softmax.py", "round(2 ** (16 - f / OCTAVE)) for f",
