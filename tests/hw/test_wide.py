@@ -168,8 +168,8 @@ def test_every_operation_on_edges(core):
     b.run(bench)
 
 
-@pytest.mark.parametrize("core, programs, pattern", [*(("tiny", 25, pattern) for pattern in STALLS), ("small", 8, "none"),
-                                                    ("small", 8, "both")])
+@pytest.mark.parametrize("core, programs, pattern", [
+    *(("tiny", 25, pattern) for pattern in STALLS), ("small", 8, "none"), ("small", 8, "both")])
 def test_random_programs_over_loops(core, programs, pattern):
     """Random instructions, several sources, registers that live on between iterations and runs."""
     b = Bench(core, pattern)
