@@ -13,8 +13,8 @@ it knows is the documented timing of the units; docs/estimate.md says how close 
 * weight ring: tiles are fetched ahead as far as there is room; a tile needs n cycles to shift in, tiles follow every
   max(pixels, 2 n - 1) cycles;
 * results wait for room in their FIFO; a store command ends with its acknowledgement;
-* vector passes: readers run ahead as far as their FIFOs go, one vector per cycle passes the lanes if all sources are
-  there and the writers have room; a pass ends with its acknowledgement;
+* vector passes: readers run ahead as far as their FIFOs go, one vector, or part of one if there are fewer lanes, per
+  cycle passes the lanes if all sources are there and the writers have room; a pass ends with its acknowledgement;
 * scalar programs take four cycles an operation; the loss unit walks through its states once a sample.
 
 The cycles of a (layer, pass) are defined as in the simulation, where the core's trace outputs are counted by tag
@@ -69,7 +69,8 @@ ROUND = RoundShift.latency
 BEHIND = 8               # from the rounder to a writer: queue, stages, a register; vectors wait in them
 DRAW = RandomWords.key_latency + RandomWords.latency     # until the random words of the first vector are there
 RANGE = 3                # from the last result to the scalar register, and a cycle a level of the compare tree
-NOTES = 256              # iterations by which a vector reader requests ahead (hw.vector_reader)
+NOTES = 256              # parts of vectors by which a vector reader requests ahead (hw.vector_reader)
+POOL_HOLD = 2            # cycles in which a window's second result, of two parts, keeps the pool from its next vector
 WEIGHT_STAGES, DIVIDERS, DIVISION = 8, 4, 14      # of the loss unit (hw.loss, hw.divider)
 
 
@@ -335,15 +336,20 @@ def bursts(lines: np.ndarray, page: int) -> list[int]:
     return np.sort(np.concatenate([starts[1:], *ends])).tolist() if ends else starts[1:].tolist()
 
 
+def pooled_parts(index: int, parts: int) -> int:
+    """How many parts the pool takes for its result ``index`` after those for the one before."""
+    return 1 if index % parts else 3 * parts + 1
+
+
 class Source:
-    """A vector reader's walk: one vector per iteration, a request for every line that differs from the one before."""
+    """A vector reader's walk: vectors in parts, and a request for every line that differs from the one before."""
 
     def __init__(self, lines: np.ndarray):
         fresh = np.concatenate([[True], np.diff(lines) != 0])
         self.lines, self.first = lines[fresh].tolist(), np.flatnonzero(fresh).tolist()
         self.places: list[tuple[Burst, int]] = []        # of the requested lines
         self.responses: list[int] = []                   # when each line was taken from its FIFO
-        self.taken: list[int] = []                       # when each vector was taken
+        self.taken: list[int] = []                       # when each part was taken
         self.line, self.next_first = 0, 0
 
 
@@ -662,7 +668,7 @@ class Estimate:
 
     def _fold(self, name: str, load, current: Load, lines: list[int]):
         """A folding load: raw lines are shifted out byte by byte, windows leave slice by slice (hw.fold)."""
-        clock, line_bytes = self.clock, self.config.line_bytes
+        clock, line_bytes, per_line = self.clock, self.config.line_bytes, self.config.vectors_per_line
         places, freed, gate = [], [], Gate(clock)
         clock.at(clock.now, self._raw(name, lines, places, freed, gate))
         pad, kernel, step = load["fold_pad_bytes"], load["fold_kernel_bytes"], load["fold_step_bytes"]
@@ -704,7 +710,7 @@ class Estimate:
                 yield from shift(kernel + column * step)
                 for _ in range(slices):              # pushed from the cycle after the last shift on
                     pushed += 1
-                    if pushed % 4 == 0:
+                    if pushed % per_line == 0:
                         shown.append(time + 2)
                     time += 1
                 time -= 1
@@ -715,8 +721,8 @@ class Estimate:
             time = max(last + 1, time + 1)
             self.load_gate.open()
         time += 1
-        if pushed % 4:
-            time += 4 - pushed % 4
+        if pushed % per_line:
+            time += per_line - pushed % per_line
             shown.append(time + 1)
         self.load_gate.open()
         yield max(time + 1, clock.now)
@@ -758,7 +764,7 @@ class Estimate:
             if feed["mode"] == Mode.GRADIENT:
                 yield clock.now + 1
                 continue
-            n = (config.columns if feed["mode"] == Mode.FORWARD else config.rows) // 4
+            n = (config.columns if feed["mode"] == Mode.FORWARD else config.rows) // config.vectors_per_line
             starts = walk([feed[f"tiles{k}"] for k in range(4)], [weights[f"stride{k}"] for k in range(4)],
                           weights["address"] - weights["address"] % config.line_bytes) // config.line_bytes
             time = clock.now
@@ -925,6 +931,7 @@ class Estimate:
     def _store(self):
         clock, config = self.clock, self.config
         port = Port(self, "store")
+        pieces = max(1, config.columns // config.lanes)      # lines of a result
         begin, count, pace, used = 0, 0, 0, 0
         while True:
             item = yield from self._take("store")
@@ -932,9 +939,9 @@ class Estimate:
             store, enabled = item.sections["store"], item.sections["feed"]["last"]
             if enabled:
                 addresses = walk([store[f"count{k}"] for k in range(4)] + [store["run"]],
-                                 [store[f"stride{k}"] for k in range(4)] + [config.line_bytes], store["address"])
+                                 [store[f"stride{k}"] for k in range(4)] + [4 * config.vector], store["address"])
                 time = clock.now
-                for line in (addresses // config.line_bytes).tolist():
+                for first in (addresses // config.line_bytes).tolist():
                     if used == count:
                         while not self.produced:
                             yield from port.collector.pause(self.result_gate)
@@ -942,9 +949,11 @@ class Estimate:
                         used = 0
                     ready = max(time + 1, begin + int(used * pace))
                     used += 1
-                    time = port.quick(line, ready)
-                    if time is None:
-                        time = yield from port.write(line, ready)
+                    for line in range(first, first + pieces):
+                        time = port.quick(line, ready)
+                        if time is None:
+                            time = yield from port.write(line, ready)
+                        ready = time + 1
                     self.accepted.append(time)
                     if self.accepted_gate.waiting:
                         self.accepted_gate.open()
@@ -1014,8 +1023,14 @@ class Estimate:
     def _elementwise(self, vector, ports):
         """Process: a VECTOR descriptor that the engine sees now; returns in its last cycle."""
         clock, config = self.clock, self.config
-        counts = [vector[f"count{k}"] for k in range(5)]
-        total = math.prod(counts)
+        counts, parts = [vector[f"count{k}"] for k in range(5)], config.parts
+        total = math.prod(counts) * parts
+
+        def lines_of(name, width, loops, parts):
+            """Lines of the parts of a source's or target's vectors, in loop order."""
+            strides = [vector[f"{name}_stride{k}"] for k in range(5)] + [config.lanes << width]
+            return walk([*loops, parts], strides, vector[name]) // config.line_bytes
+
         loss, pool, enabled = vector["function"] == Function.NITI_LOSS, vector["pool"], vector["enable"]
         labels = loss or vector["function"] == Function.SQUARED_ERROR
         start = clock.now + 5                        # first request
@@ -1025,32 +1040,32 @@ class Estimate:
             if vector["function"] == Function.FILL or k and not enabled >> k - 1 & 1:
                 sources.append(None)
                 continue
-            loops = counts[:4] + [1] if labels and k == 1 else counts
-            source = Source(walk(loops, [vector[f"source{k}_stride{j}"] for j in range(5)], vector[f"source{k}"])
-                            // config.line_bytes)
+            single = labels and k == 1
+            loops = counts[:4] + [1] if single else counts
+            source = Source(lines_of(f"source{k}", vector[f"source{k}_width"], loops, 1 if single else parts))
             sources.append(source)
             clock.at(start, self._source(f"source{k}", source, taken, start))
         targets = []
         loops = counts[:3] + [1, 1] if pool else counts
-        vectors = math.prod(loops)                   # of a target
+        written = math.prod(loops) * parts           # parts of a target
         last = bool(pool and not vector["state"])    # the pool comes after the lanes
         for k in range(2):
             if not enabled >> 3 - k & 1:
                 continue
-            lines = walk(loops, [vector[f"target{k}_stride{j}"] for j in range(5)], vector[f"target{k}"])
-            targets.append((ports[k], (lines // config.line_bytes).tolist()))
+            lines = lines_of(f"target{k}", 0 if k else vector["target_width"], loops, parts)
+            targets.append((ports[k], lines.tolist()))
         if loss:
             results = self._loss(vector, sources, taken, math.prod(counts[:4]), counts[4])
         else:
-            results = self._lanes(vectors if not last else total, sources, taken, start, pool=pool and not last,
-                                  label_every=counts[4] if labels else 1,
+            results = self._lanes(written if not last else total, sources, taken, start, pool=pool and not last,
+                                  label_every=counts[4] * parts if labels else 1,
                                   first=start + DRAW if self._draws(vector) else start)
         self._written = start
-        handed, done = 0, 0                          # vectors handed to the writers
+        handed = 0                                   # parts handed to the writers
         before: list = [None] * len(targets)
-        while handed < vectors:
+        while handed < written:
             time = None
-            for _ in range(4 if last else 1):
+            for _ in range(pooled_parts(handed, parts) if last else 1):
                 # The lanes' next result; until its time is known they wait.
                 while True:
                     what = next(results)
@@ -1059,7 +1074,6 @@ class Estimate:
                         continue
                     time = what[0]
                     break
-                done += 1
                 self._written = max(self._written, time)
             latest = time = max(time, self._written) + last
             for k, (port, lines) in enumerate(targets):
@@ -1072,6 +1086,8 @@ class Estimate:
                 before[k] = line
             self._written = latest - last
             handed += 1
+            if last and parts > 1 and handed % parts == 0:
+                self._written += POOL_HOLD
         end = latest
         for k, (port, _) in enumerate(targets):
             at = port.quick(before[k], latest + 1)
@@ -1085,7 +1101,7 @@ class Estimate:
             yield from port.collector.finish()
         for port, _ in targets:
             yield from port.drain()
-        end += 2 + (RANGE + (config.vector - 1).bit_length()) * (enabled >> 4 & 1)
+        end += 2 + (RANGE + (config.lanes - 1).bit_length()) * (enabled >> 4 & 1)
         if clock.now < end:
             yield end
 
@@ -1113,22 +1129,26 @@ class Estimate:
         return time
 
     def _lanes(self, total: int, sources, taken, start: int, *, pool: bool, label_every: int, first: int):
-        """Process that yields (time,) of each result, and what it waits for before it knows. ``pool``: four vectors of
-        source 0 make one. ``label_every``: results for a vector of source 1. ``first``: when the lanes may begin.
+        """Process that yields (time,) of each result, and what it waits for before it knows. Vectors come in parts.
+        ``pool``: four of source 0 make one. ``label_every``: results for a part of source 1. ``first``: when the lanes
+        may begin.
         """
         if sources[0] is None:                       # FILL
             for index in range(total):
                 yield (start + 1 + index,)
             return
         main, others = sources[0], [source for source in sources[1:] if source is not None]
-        entered, step = first - 1, 0
+        parts = self.config.parts
+        entered, step, free, drawn = first - 1, 0, 0, 0      # drawn: parts that the pool has taken
         steps = deque([0] * ROUND, ROUND)
         for index in range(total):
             if pool:
-                free = steps[0]                      # of the pool's register, when its window goes on
-                for place in range(4):
-                    time = yield from self._take_vector(main, 4 * index + place, free)
-                    free = time + 1
+                free = max(free, steps[0])           # of the pool's register, when its window goes on
+                for _ in range(pooled_parts(index, parts)):
+                    time = yield from self._take_vector(main, drawn, free)
+                    free, drawn = time + 1, drawn + 1
+                if parts > 1 and (index + 1) % parts == 0:
+                    free += POOL_HOLD
                 entered = max(time + 3, entered + 1, steps[0])
             else:
                 time = yield from self._take_vector(main, index, entered)
@@ -1147,21 +1167,21 @@ class Estimate:
     def _loss(self, vector, sources, taken, samples: int, vectors: int):
         """Process like ``_lanes``: see hw.loss for its states."""
         logits, labels = sources[:2]
-        classes, lanes = vector["classes"], self.config.vector
+        classes, lanes, parts = vector["classes"], self.config.lanes, vectors * self.config.parts
         finish = (classes - 1) * ceil_div(DIVISION, DIVIDERS) + DIVISION
         load = held = label_held = 0                 # first class; when the readers' registers are free
         for sample in range(samples):
             load = max(load, 1 + (yield from self._take_vector(labels, sample, label_held)))
-            for k in range(vectors):
-                time = yield from self._take_vector(logits, sample * vectors + k, held)
-                load = max(load, time + 1) + 2 * min(lanes, classes - k * lanes)
+            for k in range(parts):           # one of padding is dropped
+                time = yield from self._take_vector(logits, sample * parts + k, held)
+                load = max(load, time + 1) + max(1, 2 * min(lanes, classes - k * lanes))
                 held = load - 1
             taken.open()
             divide = load + 1 + classes + WEIGHT_STAGES + 1
             label_held = divide + WEIGHT_STAGES + finish + 2
             send = label_held + 3
-            for k in range(vectors):
-                send += 2 * min(lanes, classes - k * lanes)
+            for k in range(parts):           # one of padding leaves when the one before has
+                send += max(2, 2 * min(lanes, classes - k * lanes))
                 load = send
                 yield (send,)
                 send = max(send, self._written)
