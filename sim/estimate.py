@@ -148,7 +148,7 @@ class Channel:
         self.cost = max(1, config.beat_bytes / rate) if rate else 1
         self.latency, self.bursts = max(1, settings.latency), settings.outstanding
         self.clients = {name: number for number, name in enumerate(clients)}
-        self.pending: dict[str, Burst] = {}
+        self.pending: dict[str, deque[Burst]] = defaultdict(deque)      # no empty ones
         self.work, self.issued = Gate(clock), Gate(clock)
         self.flying: deque[Burst] = deque()
         self.accepts: deque[int] = deque([0] * (ADDRESS_QUEUE + 1), ADDRESS_QUEUE + 1)
@@ -160,7 +160,7 @@ class Channel:
         clock.at(0, pump)
 
     def post(self, client: str, burst: Burst):
-        self.pending[client] = burst
+        self.pending[client].append(burst)
         self.work.open()
 
     def done_at(self, burst: Burst) -> int:
@@ -219,29 +219,34 @@ class Channel:
                 continue
             name = min(self.pending, key=lambda name: (self.clients[name] - self.last - 1) % count)
             self.last = self.clients[name]
-            self._issue(self.pending.pop(name))
+            self._issue(self.pending[name].popleft())
+            if not self.pending[name]:
+                del self.pending[name]
             self.next_issue = self.clock.now + 1
             self.issued.open()
 
 
 class Collector:
-    """A client's coalescer (:mod:`hw.coalescer`): lines become bursts, one is collected while the one before waits for
-    its turn. Its processes may compute cycles ahead of the clock; a burst is posted when the clock is there."""
+    """A client's coalescer (:mod:`hw.coalescer`) between its buffers: lines become bursts. One is collected while two
+    wait for their turn; two lines wait for the coalescer, so a client is done with a line before it is taken. Its
+    processes may compute cycles ahead of the clock; a burst is posted when the clock is there."""
 
     def __init__(self, channel: Channel, client: str, patience: int, page: int):
         self.channel, self.clock, self.client = channel, channel.clock, client
         self.patience, self.page = patience, page
         self.open: Burst | None = None       # being collected
         self.sent: Burst | None = None       # handed on last
+        self.before: Burst | None = None     # and the one before that
+        self.takes = deque([-1] * 2, 2)      # when the latest lines were taken
         self.last = self.following = 0       # cycle of the latest line, and the line after it
 
     def _room(self):
         """Process: the cycle from which a burst may be handed on, and the open one may grow."""
-        if self.sent is None:
+        if self.before is None:
             return 0
-        while self.sent.issue is None:
+        while self.before.issue is None:
             yield self.channel.issued
-        return self.sent.issue
+        return self.before.issue + 1
 
     def _full(self) -> bool:
         return self.open.lines == BURST_LINES or self.following % self.page == 0
@@ -253,20 +258,21 @@ class Collector:
     def _close(self, time: int):
         yield time + 1
         self.channel.post(self.client, self.open)
-        self.sent, self.open = self.open, None
+        self.before, self.sent, self.open = self.sent, self.open, None
 
     def quick(self, line: int, valid: int, ready: int):
         """``add`` for a line that joins the open burst; None if it may not."""
-        burst, sent, last = self.open, self.sent, self.last
+        burst, before, last = self.open, self.before, self.last
         if (burst is None or line != self.following or burst.lines == BURST_LINES or line % self.page == 0
-                or sent is None or sent.issue is None):
+                or before is None or before.issue is None):
             return None
-        room = sent.issue
+        room = before.issue + 1
         if valid >= (last if last >= room else room - 1) + 1 + self.patience:
             return None
         burst.lines += 1
         self.following += 1
         self.last = ready if ready > room else room
+        self.takes.append(self.last)
         return self.last
 
     def add(self, line: int, valid: int, ready: int):
@@ -280,12 +286,18 @@ class Collector:
                 if line == self.following:
                     self.open.lines += 1
                     self.following, self.last = line + 1, ready
+                    self.takes.append(ready)
                     return ready
                 expiry = ready
             yield from self._close(expiry)
             ready = max(ready, expiry)
         self.open, self.following, self.last = Burst(self.channel), line + 1, ready
+        self.takes.append(ready)
         return ready
+
+    def passed(self, valid: int) -> int:
+        """The cycle in which the next line, offered from ``valid`` on, leaves the client for the buffers."""
+        return max(valid, self.takes[0] + 1)
 
     def stream(self, lines, ends, begin: int, place):
         """Process: lines offered one a cycle from ``begin`` on, which part at ``ends``; ``place(first, burst)`` is told
@@ -361,16 +373,16 @@ class Port:
         self.buffered: deque[tuple[Burst, int]] = deque()    # as many lines as the buffer and its output hold
 
     def quick(self, line: int, valid: int):
-        ready = valid
+        passed = self.collector.passed(valid)
         if len(self.buffered) > BUFFER_LINES:
             burst, place = self.buffered[0]
             if burst.start is None:
                 return None
-            ready = max(valid, burst.sent(place) + 1)
-        time = self.collector.quick(line, valid, ready)
-        if time is not None:
-            self._hold()
-        return time
+            passed = max(passed, burst.sent(place) + 1)
+        if self.collector.quick(line, passed, passed) is None:
+            return None
+        self._hold()
+        return passed
 
     def _hold(self):
         burst = self.collector.open
@@ -380,7 +392,7 @@ class Port:
 
     def write(self, line: int, valid: int):
         """Process: the cycle in which the port takes a line offered from ``valid`` on."""
-        ready = valid
+        passed = self.collector.passed(valid)
         if len(self.buffered) > BUFFER_LINES:
             burst, place = self.buffered[0]
             while burst.start is None:
@@ -388,10 +400,10 @@ class Port:
                     yield from self.collector.pause(self.model.writes.issued)
                 else:
                     yield self.model.writes.issued
-            ready = max(valid, burst.sent(place) + 1)
-        time = yield from self.collector.add(line, valid, ready)
+            passed = max(passed, burst.sent(place) + 1)
+        yield from self.collector.add(line, passed, passed)
         self._hold()
-        return time
+        return passed
 
     def drain(self):
         """Process: until every line is acknowledged."""
@@ -1198,7 +1210,7 @@ class Estimate:
             valid = time + index - before
             if noted >= 0 and source.taken[noted] >= valid:
                 valid = source.taken[noted] + 1
-            ready = valid
+            ready = valid = collector.passed(valid)
             if place >= 0:
                 while place >= len(source.responses):
                     if collector.open is not None and valid < collector._expiry((yield from collector._room())):
@@ -1207,10 +1219,9 @@ class Estimate:
                         yield from collector.pause(taken)
                 if source.responses[place] >= ready:
                     ready = source.responses[place] + 1
-            time = collector.quick(line, valid, ready)
-            if time is None:
-                time = yield from collector.add(line, valid, ready)
-            before = index
+            if collector.quick(line, valid, ready) is None:
+                yield from collector.add(line, valid, ready)
+            time, before = valid, index
             source.places.append((collector.open, collector.open.lines - 1))
         yield from collector.finish()
 
