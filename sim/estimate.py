@@ -13,8 +13,8 @@ it knows is the documented timing of the units; docs/estimate.md says how close 
 * weight ring: tiles are fetched ahead as far as there is room; a tile needs n cycles to shift in, tiles follow every
   max(pixels, 2 n - 1) cycles;
 * results wait for room in their FIFO; a store command ends with its acknowledgement;
-* vector passes: readers run ahead as far as their FIFOs go, one vector per cycle passes the lanes if all sources are
-  there and the writers have room; a pass ends with its acknowledgement;
+* vector passes: readers run ahead as far as their FIFOs go, one vector, or part of one if there are fewer lanes, per
+  cycle passes the lanes if all sources are there and the writers have room; a pass ends with its acknowledgement;
 * scalar programs take four cycles an operation; the loss unit walks through its states once a sample.
 
 The cycles of a (layer, pass) are defined as in the simulation, where the core's trace outputs are counted by tag
@@ -69,7 +69,8 @@ ROUND = RoundShift.latency
 BEHIND = 8               # from the rounder to a writer: queue, stages, a register; vectors wait in them
 DRAW = RandomWords.key_latency + RandomWords.latency     # until the random words of the first vector are there
 RANGE = 3                # from the last result to the scalar register, and a cycle a level of the compare tree
-NOTES = 256              # iterations by which a vector reader requests ahead (hw.vector_reader)
+NOTES = 256              # parts of vectors by which a vector reader requests ahead (hw.vector_reader)
+POOL_HOLD = 2            # cycles in which a window's second result, of two parts, keeps the pool from its next vector
 WEIGHT_STAGES, DIVIDERS, DIVISION = 8, 4, 14      # of the loss unit (hw.loss, hw.divider)
 
 
@@ -147,7 +148,7 @@ class Channel:
         self.cost = max(1, config.beat_bytes / rate) if rate else 1
         self.latency, self.bursts = max(1, settings.latency), settings.outstanding
         self.clients = {name: number for number, name in enumerate(clients)}
-        self.pending: dict[str, Burst] = {}
+        self.pending: dict[str, deque[Burst]] = defaultdict(deque)      # no empty ones
         self.work, self.issued = Gate(clock), Gate(clock)
         self.flying: deque[Burst] = deque()
         self.accepts: deque[int] = deque([0] * (ADDRESS_QUEUE + 1), ADDRESS_QUEUE + 1)
@@ -159,7 +160,7 @@ class Channel:
         clock.at(0, pump)
 
     def post(self, client: str, burst: Burst):
-        self.pending[client] = burst
+        self.pending[client].append(burst)
         self.work.open()
 
     def done_at(self, burst: Burst) -> int:
@@ -218,29 +219,34 @@ class Channel:
                 continue
             name = min(self.pending, key=lambda name: (self.clients[name] - self.last - 1) % count)
             self.last = self.clients[name]
-            self._issue(self.pending.pop(name))
+            self._issue(self.pending[name].popleft())
+            if not self.pending[name]:
+                del self.pending[name]
             self.next_issue = self.clock.now + 1
             self.issued.open()
 
 
 class Collector:
-    """A client's coalescer (:mod:`hw.coalescer`): lines become bursts, one is collected while the one before waits for
-    its turn. Its processes may compute cycles ahead of the clock; a burst is posted when the clock is there."""
+    """A client's coalescer (:mod:`hw.coalescer`) between its buffers: lines become bursts. One is collected while two
+    wait for their turn; two lines wait for the coalescer, so a client is done with a line before it is taken. Its
+    processes may compute cycles ahead of the clock; a burst is posted when the clock is there."""
 
     def __init__(self, channel: Channel, client: str, patience: int, page: int):
         self.channel, self.clock, self.client = channel, channel.clock, client
         self.patience, self.page = patience, page
         self.open: Burst | None = None       # being collected
         self.sent: Burst | None = None       # handed on last
+        self.before: Burst | None = None     # and the one before that
+        self.takes = deque([-1] * 2, 2)      # when the latest lines were taken
         self.last = self.following = 0       # cycle of the latest line, and the line after it
 
     def _room(self):
         """Process: the cycle from which a burst may be handed on, and the open one may grow."""
-        if self.sent is None:
+        if self.before is None:
             return 0
-        while self.sent.issue is None:
+        while self.before.issue is None:
             yield self.channel.issued
-        return self.sent.issue
+        return self.before.issue + 1
 
     def _full(self) -> bool:
         return self.open.lines == BURST_LINES or self.following % self.page == 0
@@ -252,20 +258,21 @@ class Collector:
     def _close(self, time: int):
         yield time + 1
         self.channel.post(self.client, self.open)
-        self.sent, self.open = self.open, None
+        self.before, self.sent, self.open = self.sent, self.open, None
 
     def quick(self, line: int, valid: int, ready: int):
         """``add`` for a line that joins the open burst; None if it may not."""
-        burst, sent, last = self.open, self.sent, self.last
+        burst, before, last = self.open, self.before, self.last
         if (burst is None or line != self.following or burst.lines == BURST_LINES or line % self.page == 0
-                or sent is None or sent.issue is None):
+                or before is None or before.issue is None):
             return None
-        room = sent.issue
+        room = before.issue + 1
         if valid >= (last if last >= room else room - 1) + 1 + self.patience:
             return None
         burst.lines += 1
         self.following += 1
         self.last = ready if ready > room else room
+        self.takes.append(self.last)
         return self.last
 
     def add(self, line: int, valid: int, ready: int):
@@ -279,12 +286,18 @@ class Collector:
                 if line == self.following:
                     self.open.lines += 1
                     self.following, self.last = line + 1, ready
+                    self.takes.append(ready)
                     return ready
                 expiry = ready
             yield from self._close(expiry)
             ready = max(ready, expiry)
         self.open, self.following, self.last = Burst(self.channel), line + 1, ready
+        self.takes.append(ready)
         return ready
+
+    def passed(self, valid: int) -> int:
+        """The cycle in which the next line, offered from ``valid`` on, leaves the client for the buffers."""
+        return max(valid, self.takes[0] + 1)
 
     def stream(self, lines, ends, begin: int, place):
         """Process: lines offered one a cycle from ``begin`` on, which part at ``ends``; ``place(first, burst)`` is told
@@ -335,15 +348,20 @@ def bursts(lines: np.ndarray, page: int) -> list[int]:
     return np.sort(np.concatenate([starts[1:], *ends])).tolist() if ends else starts[1:].tolist()
 
 
+def pooled_parts(index: int, parts: int) -> int:
+    """How many parts the pool takes for its result ``index`` after those for the one before."""
+    return 1 if index % parts else 3 * parts + 1
+
+
 class Source:
-    """A vector reader's walk: one vector per iteration, a request for every line that differs from the one before."""
+    """A vector reader's walk: vectors in parts, and a request for every line that differs from the one before."""
 
     def __init__(self, lines: np.ndarray):
         fresh = np.concatenate([[True], np.diff(lines) != 0])
         self.lines, self.first = lines[fresh].tolist(), np.flatnonzero(fresh).tolist()
         self.places: list[tuple[Burst, int]] = []        # of the requested lines
         self.responses: list[int] = []                   # when each line was taken from its FIFO
-        self.taken: list[int] = []                       # when each vector was taken
+        self.taken: list[int] = []                       # when each part was taken
         self.line, self.next_first = 0, 0
 
 
@@ -355,16 +373,16 @@ class Port:
         self.buffered: deque[tuple[Burst, int]] = deque()    # as many lines as the buffer and its output hold
 
     def quick(self, line: int, valid: int):
-        ready = valid
+        passed = self.collector.passed(valid)
         if len(self.buffered) > BUFFER_LINES:
             burst, place = self.buffered[0]
             if burst.start is None:
                 return None
-            ready = max(valid, burst.sent(place) + 1)
-        time = self.collector.quick(line, valid, ready)
-        if time is not None:
-            self._hold()
-        return time
+            passed = max(passed, burst.sent(place) + 1)
+        if self.collector.quick(line, passed, passed) is None:
+            return None
+        self._hold()
+        return passed
 
     def _hold(self):
         burst = self.collector.open
@@ -374,7 +392,7 @@ class Port:
 
     def write(self, line: int, valid: int):
         """Process: the cycle in which the port takes a line offered from ``valid`` on."""
-        ready = valid
+        passed = self.collector.passed(valid)
         if len(self.buffered) > BUFFER_LINES:
             burst, place = self.buffered[0]
             while burst.start is None:
@@ -382,10 +400,10 @@ class Port:
                     yield from self.collector.pause(self.model.writes.issued)
                 else:
                     yield self.model.writes.issued
-            ready = max(valid, burst.sent(place) + 1)
-        time = yield from self.collector.add(line, valid, ready)
+            passed = max(passed, burst.sent(place) + 1)
+        yield from self.collector.add(line, passed, passed)
         self._hold()
-        return time
+        return passed
 
     def drain(self):
         """Process: until every line is acknowledged."""
@@ -662,7 +680,7 @@ class Estimate:
 
     def _fold(self, name: str, load, current: Load, lines: list[int]):
         """A folding load: raw lines are shifted out byte by byte, windows leave slice by slice (hw.fold)."""
-        clock, line_bytes = self.clock, self.config.line_bytes
+        clock, line_bytes, per_line = self.clock, self.config.line_bytes, self.config.vectors_per_line
         places, freed, gate = [], [], Gate(clock)
         clock.at(clock.now, self._raw(name, lines, places, freed, gate))
         pad, kernel, step = load["fold_pad_bytes"], load["fold_kernel_bytes"], load["fold_step_bytes"]
@@ -704,7 +722,7 @@ class Estimate:
                 yield from shift(kernel + column * step)
                 for _ in range(slices):              # pushed from the cycle after the last shift on
                     pushed += 1
-                    if pushed % 4 == 0:
+                    if pushed % per_line == 0:
                         shown.append(time + 2)
                     time += 1
                 time -= 1
@@ -715,8 +733,8 @@ class Estimate:
             time = max(last + 1, time + 1)
             self.load_gate.open()
         time += 1
-        if pushed % 4:
-            time += 4 - pushed % 4
+        if pushed % per_line:
+            time += per_line - pushed % per_line
             shown.append(time + 1)
         self.load_gate.open()
         yield max(time + 1, clock.now)
@@ -758,7 +776,7 @@ class Estimate:
             if feed["mode"] == Mode.GRADIENT:
                 yield clock.now + 1
                 continue
-            n = (config.columns if feed["mode"] == Mode.FORWARD else config.rows) // 4
+            n = (config.columns if feed["mode"] == Mode.FORWARD else config.rows) // config.vectors_per_line
             starts = walk([feed[f"tiles{k}"] for k in range(4)], [weights[f"stride{k}"] for k in range(4)],
                           weights["address"] - weights["address"] % config.line_bytes) // config.line_bytes
             time = clock.now
@@ -925,6 +943,7 @@ class Estimate:
     def _store(self):
         clock, config = self.clock, self.config
         port = Port(self, "store")
+        pieces = max(1, config.columns // config.lanes)      # lines of a result
         begin, count, pace, used = 0, 0, 0, 0
         while True:
             item = yield from self._take("store")
@@ -932,9 +951,9 @@ class Estimate:
             store, enabled = item.sections["store"], item.sections["feed"]["last"]
             if enabled:
                 addresses = walk([store[f"count{k}"] for k in range(4)] + [store["run"]],
-                                 [store[f"stride{k}"] for k in range(4)] + [config.line_bytes], store["address"])
+                                 [store[f"stride{k}"] for k in range(4)] + [4 * config.vector], store["address"])
                 time = clock.now
-                for line in (addresses // config.line_bytes).tolist():
+                for first in (addresses // config.line_bytes).tolist():
                     if used == count:
                         while not self.produced:
                             yield from port.collector.pause(self.result_gate)
@@ -942,9 +961,11 @@ class Estimate:
                         used = 0
                     ready = max(time + 1, begin + int(used * pace))
                     used += 1
-                    time = port.quick(line, ready)
-                    if time is None:
-                        time = yield from port.write(line, ready)
+                    for line in range(first, first + pieces):
+                        time = port.quick(line, ready)
+                        if time is None:
+                            time = yield from port.write(line, ready)
+                        ready = time + 1
                     self.accepted.append(time)
                     if self.accepted_gate.waiting:
                         self.accepted_gate.open()
@@ -1014,8 +1035,14 @@ class Estimate:
     def _elementwise(self, vector, ports):
         """Process: a VECTOR descriptor that the engine sees now; returns in its last cycle."""
         clock, config = self.clock, self.config
-        counts = [vector[f"count{k}"] for k in range(5)]
-        total = math.prod(counts)
+        counts, parts = [vector[f"count{k}"] for k in range(5)], config.parts
+        total = math.prod(counts) * parts
+
+        def lines_of(name, width, loops, parts):
+            """Lines of the parts of a source's or target's vectors, in loop order."""
+            strides = [vector[f"{name}_stride{k}"] for k in range(5)] + [config.lanes << width]
+            return walk([*loops, parts], strides, vector[name]) // config.line_bytes
+
         loss, pool, enabled = vector["function"] == Function.NITI_LOSS, vector["pool"], vector["enable"]
         labels = loss or vector["function"] == Function.SQUARED_ERROR
         start = clock.now + 5                        # first request
@@ -1025,32 +1052,32 @@ class Estimate:
             if vector["function"] == Function.FILL or k and not enabled >> k - 1 & 1:
                 sources.append(None)
                 continue
-            loops = counts[:4] + [1] if labels and k == 1 else counts
-            source = Source(walk(loops, [vector[f"source{k}_stride{j}"] for j in range(5)], vector[f"source{k}"])
-                            // config.line_bytes)
+            single = labels and k == 1
+            loops = counts[:4] + [1] if single else counts
+            source = Source(lines_of(f"source{k}", vector[f"source{k}_width"], loops, 1 if single else parts))
             sources.append(source)
             clock.at(start, self._source(f"source{k}", source, taken, start))
         targets = []
         loops = counts[:3] + [1, 1] if pool else counts
-        vectors = math.prod(loops)                   # of a target
+        written = math.prod(loops) * parts           # parts of a target
         last = bool(pool and not vector["state"])    # the pool comes after the lanes
         for k in range(2):
             if not enabled >> 3 - k & 1:
                 continue
-            lines = walk(loops, [vector[f"target{k}_stride{j}"] for j in range(5)], vector[f"target{k}"])
-            targets.append((ports[k], (lines // config.line_bytes).tolist()))
+            lines = lines_of(f"target{k}", 0 if k else vector["target_width"], loops, parts)
+            targets.append((ports[k], lines.tolist()))
         if loss:
             results = self._loss(vector, sources, taken, math.prod(counts[:4]), counts[4])
         else:
-            results = self._lanes(vectors if not last else total, sources, taken, start, pool=pool and not last,
-                                  label_every=counts[4] if labels else 1,
+            results = self._lanes(written if not last else total, sources, taken, start, pool=pool and not last,
+                                  label_every=counts[4] * parts if labels else 1,
                                   first=start + DRAW if self._draws(vector) else start)
         self._written = start
-        handed, done = 0, 0                          # vectors handed to the writers
+        handed = 0                                   # parts handed to the writers
         before: list = [None] * len(targets)
-        while handed < vectors:
+        while handed < written:
             time = None
-            for _ in range(4 if last else 1):
+            for _ in range(pooled_parts(handed, parts) if last else 1):
                 # The lanes' next result; until its time is known they wait.
                 while True:
                     what = next(results)
@@ -1059,7 +1086,6 @@ class Estimate:
                         continue
                     time = what[0]
                     break
-                done += 1
                 self._written = max(self._written, time)
             latest = time = max(time, self._written) + last
             for k, (port, lines) in enumerate(targets):
@@ -1072,6 +1098,8 @@ class Estimate:
                 before[k] = line
             self._written = latest - last
             handed += 1
+            if last and parts > 1 and handed % parts == 0:
+                self._written += POOL_HOLD
         end = latest
         for k, (port, _) in enumerate(targets):
             at = port.quick(before[k], latest + 1)
@@ -1085,7 +1113,7 @@ class Estimate:
             yield from port.collector.finish()
         for port, _ in targets:
             yield from port.drain()
-        end += 2 + (RANGE + (config.vector - 1).bit_length()) * (enabled >> 4 & 1)
+        end += 2 + (RANGE + (config.lanes - 1).bit_length()) * (enabled >> 4 & 1)
         if clock.now < end:
             yield end
 
@@ -1113,22 +1141,26 @@ class Estimate:
         return time
 
     def _lanes(self, total: int, sources, taken, start: int, *, pool: bool, label_every: int, first: int):
-        """Process that yields (time,) of each result, and what it waits for before it knows. ``pool``: four vectors of
-        source 0 make one. ``label_every``: results for a vector of source 1. ``first``: when the lanes may begin.
+        """Process that yields (time,) of each result, and what it waits for before it knows. Vectors come in parts.
+        ``pool``: four of source 0 make one. ``label_every``: results for a part of source 1. ``first``: when the lanes
+        may begin.
         """
         if sources[0] is None:                       # FILL
             for index in range(total):
                 yield (start + 1 + index,)
             return
         main, others = sources[0], [source for source in sources[1:] if source is not None]
-        entered, step = first - 1, 0
+        parts = self.config.parts
+        entered, step, free, drawn = first - 1, 0, 0, 0      # drawn: parts that the pool has taken
         steps = deque([0] * ROUND, ROUND)
         for index in range(total):
             if pool:
-                free = steps[0]                      # of the pool's register, when its window goes on
-                for place in range(4):
-                    time = yield from self._take_vector(main, 4 * index + place, free)
-                    free = time + 1
+                free = max(free, steps[0])           # of the pool's register, when its window goes on
+                for _ in range(pooled_parts(index, parts)):
+                    time = yield from self._take_vector(main, drawn, free)
+                    free, drawn = time + 1, drawn + 1
+                if parts > 1 and (index + 1) % parts == 0:
+                    free += POOL_HOLD
                 entered = max(time + 3, entered + 1, steps[0])
             else:
                 time = yield from self._take_vector(main, index, entered)
@@ -1147,21 +1179,21 @@ class Estimate:
     def _loss(self, vector, sources, taken, samples: int, vectors: int):
         """Process like ``_lanes``: see hw.loss for its states."""
         logits, labels = sources[:2]
-        classes, lanes = vector["classes"], self.config.vector
+        classes, lanes, parts = vector["classes"], self.config.lanes, vectors * self.config.parts
         finish = (classes - 1) * ceil_div(DIVISION, DIVIDERS) + DIVISION
         load = held = label_held = 0                 # first class; when the readers' registers are free
         for sample in range(samples):
             load = max(load, 1 + (yield from self._take_vector(labels, sample, label_held)))
-            for k in range(vectors):
-                time = yield from self._take_vector(logits, sample * vectors + k, held)
-                load = max(load, time + 1) + 2 * min(lanes, classes - k * lanes)
+            for k in range(parts):           # one of padding is dropped
+                time = yield from self._take_vector(logits, sample * parts + k, held)
+                load = max(load, time + 1) + max(1, 2 * min(lanes, classes - k * lanes))
                 held = load - 1
             taken.open()
             divide = load + 1 + classes + WEIGHT_STAGES + 1
             label_held = divide + WEIGHT_STAGES + finish + 2
             send = label_held + 3
-            for k in range(vectors):
-                send += 2 * min(lanes, classes - k * lanes)
+            for k in range(parts):           # one of padding leaves when the one before has
+                send += max(2, 2 * min(lanes, classes - k * lanes))
                 load = send
                 yield (send,)
                 send = max(send, self._written)
@@ -1178,7 +1210,7 @@ class Estimate:
             valid = time + index - before
             if noted >= 0 and source.taken[noted] >= valid:
                 valid = source.taken[noted] + 1
-            ready = valid
+            ready = valid = collector.passed(valid)
             if place >= 0:
                 while place >= len(source.responses):
                     if collector.open is not None and valid < collector._expiry((yield from collector._room())):
@@ -1187,10 +1219,9 @@ class Estimate:
                         yield from collector.pause(taken)
                 if source.responses[place] >= ready:
                     ready = source.responses[place] + 1
-            time = collector.quick(line, valid, ready)
-            if time is None:
-                time = yield from collector.add(line, valid, ready)
-            before = index
+            if collector.quick(line, valid, ready) is None:
+                yield from collector.add(line, valid, ready)
+            time, before = valid, index
             source.places.append((collector.open, collector.open.lines - 1))
         yield from collector.finish()
 

@@ -384,7 +384,8 @@ def _error_linear(t: Tiler, e, e_tensor, w, w_tensor, ex, ex_tensor, range_regis
     left = t.vector // t.rows
     left_slices, right_slices = t.slices(g.co, t.rows), t.slices(g.ci, t.columns)
     positions = g.h * g.w
-    band_list, groups = _bands_and_planes(t, g.n, 1, 1, t.co_planes, lambda band: operand_lines(config, 1, 1, band, 0, 1),
+    band_list, groups = _bands_and_planes(t, g.n, 1, 1, t.co_planes,
+                                          lambda band: operand_lines(config, 1, 1, band, 0, 1),
                                           config.accumulator_entries, "its error")
     parts = [(group, sub) for group in groups for sub in range(len(left_slices)) if left_slices[sub] > group[0]]
     co_stride, _, kw_stride, ci_stride = w_tensor.strides

@@ -65,8 +65,8 @@ EDGES = _hw("scalar.py::test_each_operation_at_the_edges")
 ROUND = _hw("round_shift.py::test_every_16_bit_input_and_shift")
 WORDS = _hw("random_words.py::test_random_traversals_and_keys")
 WIDE = _hw("wide.py::test_every_operation_on_edges[tiny]")
-PASSES = _hw("vector.py::test_forward_requantize_relu_pool_and_back[none-Rounding.NEAREST]")
-UPDATE = _hw("vector.py::test_wage_update_of_tiled_weights[3-64-5000]")
+PASSES = _hw("vector.py::test_forward_requantize_relu_pool_and_back[tiny-none-Rounding.NEAREST]")
+UPDATE = _hw("vector.py::test_wage_update_of_tiled_weights[tiny-3-64-5000]")
 COMPUTES = "test_programs_compute_what_golden_computes"
 PROGRAMS, DFP = f"tests/sim/test_programs.py::{COMPUTES}", f"tests/sim/test_dfp.py::{COMPUTES}"
 NITI_MLP, NITI = f"{PROGRAMS}[niti-mlp-8-1-options2]", f"{PROGRAMS}[niti-tiny-cnn-5-1-options4]"
@@ -111,7 +111,8 @@ MUTATIONS = (
     Mutation("the engine forgets the step", "hw/vector.py", "lanes.step.eq(self.step)", "lanes.step.eq(0)",
              (UPDATE,)),
     # The other shared units.
-    Mutation("last tie of a pooling window", "hw/pool.py", "vector[i] > best.value[i]", "vector[i] >= best.value[i]",
+    Mutation("last tie of a pooling window", "hw/pool.py", "vector[i] > best[-1].value[i]",
+             "vector[i] >= best[-1].value[i]",
              (_hw("pool.py::test_first_maximum_of_each_window"),)),
     Mutation("ReLU passes errors of zeros", "hw/lanes.py", "settings.mask & (other <= 0)",
              "settings.mask & (other < 0)", (PASSES,)),
@@ -122,7 +123,7 @@ MUTATIONS = (
              "control.gate & ~right", (WIDE,)),
     Mutation("vectors overtake the last results", "hw/wide.py", "with m.If(~(stages[0].valid & stages[0].writes)):",
              "with m.If(1):",
-             (_hw("wide.py::test_random_programs_over_loops[none]"),)),
+             (_hw("wide.py::test_random_programs_over_loops[tiny-25-none]"),)),
     Mutation("root of a square", "hw/isqrt.py", "fits = ~difference[-1]", "fits = ~difference[-1] & difference.any()",
              (_hw("divider.py::test_square_root_every_operand"),)),
     Mutation("softmax table entry", "hw/softmax.py", "round(2 ** (16 - f / OCTAVE)) for f",
@@ -135,6 +136,33 @@ MUTATIONS = (
     Mutation("accumulator entries return at once", "hw/feeder.py", "too_early = ends_short & (fire | recent.any())",
              "too_early = ends_short & 0",
              ("tests/sim/test_products.py::test_tiles_of_few_pixels_wait_for_their_accumulator_entries",)),
+    # Vectors in parts, lines of two vectors.
+    Mutation("a reader of single parts reads both", "hw/vector_reader.py", "Mux(self.single, 1, parts)", "parts",
+             (_hw("vector_reader_writer.py::test_reader[0-none-small-True]"),)),
+    Mutation("the second part over the first", "hw/vector_writer.py",
+             "addresses.stride[LEVELS].eq(lanes << self.width)", "addresses.stride[LEVELS].eq(0)",
+             (_hw("vector_reader_writer.py::test_writer[0-none-small]"),)),
+    Mutation("parts share a maximum", "hw/pool.py", "zip(best[-1:] + best, best)", "zip(best, best)",
+             (_hw("pool.py::test_first_maximum_of_each_window[2--1-2-none]"),)),
+    Mutation("the first line of a result twice", "hw/store.py", "word_select(index, config.line_bits)",
+             "word_select(index & 0, config.line_bits)",
+             (_hw("store.py::test_results_ranges_and_done[shape4-none-1]"),)),
+    Mutation("four weight rows a line", "hw/weight_ring.py", "read.addr.eq(freed + row[row_bits:])",
+             "read.addr.eq(freed + row[2:])", (_hw("weight_ring.py::test_tiles_and_timing[shape5-both-2]"),)),
+    Mutation("four folded vectors a line", "hw/fold.py", "full.eq(slot == self.config.vectors_per_line - 1)",
+             "full.eq(slot == 3)", (_hw("fold.py::test_windows_equal_numpy[1-8-2]"),)),
+    Mutation("niti loss takes no padding", "hw/loss.py", "with m.If(last & ~odd):", "with m.If(0):",
+             (_hw("loss.py::test_matches_golden[V8L4]"),)),
+    Mutation("softmax takes no padding", "hw/softmax.py", "with m.If(last & ~odd):", "with m.If(0):",
+             (_hw("softmax.py::test_matches_the_formula_and_golden[V8L4]"),)),
+    Mutation("parts share lane registers", "hw/wide.py", "part.eq(~opening & (part ^ turned))", "part.eq(0)",
+             (_hw("wide.py::test_random_programs_over_loops[small-8-none]"),)),
+    Mutation("parts share random words", "hw/lanes.py", "lanes_count * INDEX_MULTIPLIER & MASK", "0",
+             (_hw("vector.py::test_wage_update_of_tiled_weights[small-3-64-5000]"),)),
+    Mutation("a label for every part", "hw/lanes.py", "nest.at_last[4:].all()", "nest.at_last[4]",
+             (_hw("vector.py::test_random_commands_equal_the_reference[none-small]"),)),
+    Mutation("labels are read in parts", "hw/vector.py", "readers[1].single.eq(is_loss | squared)",
+             "readers[1].single.eq(0)", (_hw("vector.py::test_niti_loss[small-10-8--3-both]"),)),
     # Passes of niti, and the order of a step.
     Mutation("weights before the error", "sim/compiler.py",
              "            if k:\n                self._error(k)\n            self._gradient(k, rate)\n",

@@ -6,17 +6,20 @@ Descriptors of up to four steps, chosen by the solver like every stall; LoopNest
 
 from __future__ import annotations
 
+from functools import partial
+
 from amaranth.hdl import Assert, Assume, Elaboratable, Module, Mux, Signal
 
 from .harness import BY_BITS, Fault, Proof, after, anyconst, anyseq, assume_stream, check_stream, delayed
 
-DEPTH = 11
+DEPTH, DEPTH_IN_PARTS = 11, 15
 LINE, LINE_BITS = 32, 5
 
 
-def _config():
+def _config(parts=1):
+    """A line is 32 bytes; a vector is 8, or 16 of which 8 pass at a time."""
     from hw.config import CoreConfig
-    return CoreConfig(name="formal", rows=4, columns=8, buffer_lines=64)     # a vector is 8, a line 32 bytes
+    return CoreConfig(name="formal", rows=4, columns=8 * parts, lanes=8, buffer_lines=64)
 
 
 class Span:
@@ -42,15 +45,16 @@ class Span:
         m.d.comb += [self.start.eq(0x10000), self.low.eq(0x10000 - low), self.high.eq(0x10000 + high),
                      self.steps.eq(1 << pairs[:2]), Assume(pairs <= 2)]
 
-    def line_inside(self, line):
-        return (line >= self.low >> LINE_BITS) & (line <= self.high >> LINE_BITS)
+    def line_inside(self, line, more=0):
+        """Whether it lies between the first step's and the last step's, or is one of ``more`` lines after that."""
+        return (line >= self.low >> LINE_BITS) & (line <= (self.high >> LINE_BITS) + more)
 
 
 class _Environment:
     """Stalls as it likes, or, if the solver sets `eager`, never."""
 
-    def __init__(self, m):
-        self.m, self.eager = m, anyconst(m, 1, "eager")
+    def __init__(self, m, depth=DEPTH):
+        self.m, self.depth, self.eager = m, depth, anyconst(m, 1, "eager")
 
     def may(self, name):
         return anyseq(self.m, 1, name) | self.eager
@@ -71,7 +75,7 @@ class _Environment:
     def check(self, steps, most):
         """`steps` never exceeds `most`, and reaches it."""
         self.m.d.comb += [Assert(steps <= most, "more steps than the descriptor has"),
-                          Assert(~(self.eager & after(self.m, DEPTH - 1)) | (steps == most), "steps are missing")]
+                          Assert(~(self.eager & after(self.m, self.depth - 1)) | (steps == most), "steps are missing")]
 
 
 class StreamAddresses(Elaboratable):
@@ -132,28 +136,31 @@ class ReaderAddresses(Elaboratable):
 class WriterAddresses(Elaboratable):
     """VectorWriter: takes exactly one vector for each step and writes no byte outside the vectors' range."""
 
+    def __init__(self, parts=1):
+        self.parts = parts
+
     def elaborate(self, platform):
         from hw.vector_writer import VectorWriter
-        m = Module()
-        environment = _Environment(m)
-        m.submodules.dut = dut = VectorWriter(_config())
-        width, span = anyconst(m, 1, "width"), Span(m, 5, 16)      # a vector has 8 or 16 bytes
+        m, parts = Module(), self.parts
+        environment = _Environment(m, DEPTH if parts == 1 else DEPTH_IN_PARTS)
+        m.submodules.dut = dut = VectorWriter(_config(parts))
+        width, span = anyconst(m, 1, "width"), Span(m, 5, 16 * parts)      # a part has 8 or 16 bytes
         m.d.comb += [dut.start.eq(~after(m, 1)), dut.width.eq(width), dut.address.eq(span.start),
                      dut.discard.eq(anyconst(m, 1, "discard")), dut.vector.valid.eq(environment.may("vector_valid")),
                      dut.client.line.ready.eq(environment.may("line_ready"))]
         for k in range(5):
             m.d.comb += [dut.count[k].eq(span.counts[k]), dut.stride[k].eq(span.strides[k])]
-        vectors = environment.count(dut.vector.valid & dut.vector.ready, "vectors")
-        environment.check(vectors, span.steps)
+        taken = environment.count(dut.vector.valid & dut.vector.ready, "parts")
+        environment.check(taken, span.steps * parts)
         line = dut.client.line
         assume_stream(m, dut.vector)
         check_stream(m, line)
         m.d.comb += [Assert(~(line.valid & dut.discard), "wrote what is to be discarded"),
-                     Assert(~after(m, 2) | ~dut.done | (vectors == span.steps), "done too early")]
+                     Assert(~after(m, 2) | ~dut.done | (taken == span.steps * parts), "done too early")]
         for byte in range(0, LINE, 4):
             address = (line.payload.address << LINE_BITS) + byte
             m.d.comb += Assert(~(line.valid & line.payload.strobe[byte]) | (
-                (address >= span.low) & (address < span.high + Mux(width, 16, 8))), "a byte outside")
+                (address >= span.low) & (address < span.high + Mux(width, 16 * parts, 8 * parts))), "a byte outside")
         return m
 
 
@@ -201,8 +208,7 @@ class WeightAddresses(Elaboratable):
             dut.command.valid.eq(~finished), command.mode.eq(Mux(forward, Mode.FORWARD, Mode.ERROR)),
             command.weights.address.eq(span.start + (slices << 2)), dut.enable.eq(anyseq(m, 1, "enable")),
             dut.take.eq(dut.ready & anyseq(m, 1, "take")),
-            Assert(~sent | ((dut.memory.request.payload >= span.low >> LINE_BITS)
-                            & (dut.memory.request.payload <= (span.high >> LINE_BITS) + forward)), "a line outside"),
+            Assert(~sent | span.line_inside(dut.memory.request.payload, forward), "a line outside"),
         ]
         for k in range(4):
             m.d.comb += [command.tiles[k].eq(span.counts[k]), command.weights[f"stride{k}"].eq(span.strides[k])]
@@ -211,37 +217,41 @@ class WeightAddresses(Elaboratable):
 
 
 class StoreAddresses(Elaboratable):
-    """Store: a line for each result of the descriptor, none beside them, and done only after all of them."""
+    """Store: the lines of each result of the descriptor, none beside them, and done only after all of them."""
+
+    def __init__(self, parts=1):
+        self.parts = parts       # lines of a result
 
     def elaborate(self, platform):
         from hw.store import Store
-        m = Module()
-        environment = _Environment(m)
-        m.submodules.dut = dut = Store(_config())
-        span, command, line = Span(m, 5, 2 * LINE, inner=LINE), dut.command.payload, dut.memory.line
+        m, parts = Module(), self.parts
+        environment = _Environment(m, DEPTH if parts == 1 else DEPTH_IN_PARTS)
+        m.submodules.dut = dut = Store(_config(parts))
+        span = Span(m, 5, 2 * LINE * parts, inner=LINE * parts)
+        command, line = dut.command.payload, dut.memory.line
         written = line.valid & line.ready
         lines = environment.count(written, "lines")
         finished = Signal()
         with m.If(dut.done):
             m.d.sync += finished.eq(1)
-            m.d.comb += Assert(lines == span.steps, "done with lines to come")
+            m.d.comb += Assert(lines == span.steps * parts, "done with lines to come")
         m.d.comb += [
             dut.command.valid.eq(~finished), command.enable.eq(1), command.store.address.eq(span.start),
             command.store.run.eq(span.counts[4]), dut.result.valid.eq(environment.may("result_valid")),
             line.ready.eq(environment.may("line_ready")),
             dut.memory.idle.eq(~delayed(m, written, 1) & environment.may("idle")),
             Assert(~dut.done | (dut.command.valid & dut.command.ready), "done without the command"),
-            Assert(~written | span.line_inside(line.payload.address), "a line outside"),
+            Assert(~written | span.line_inside(line.payload.address, parts - 1), "a line outside"),
         ]
         for k in range(4):
             m.d.comb += [command.store[f"count{k}"].eq(span.counts[k]),
                          command.store[f"stride{k}"].eq(span.strides[k])]
-        environment.check(lines, span.steps)
+        environment.check(lines, span.steps * parts)
         return m
 
 
-def _proof(name, design, *faults):
-    return Proof(name, design, DEPTH, tuple(Fault(*fault) for fault in faults), engine=BY_BITS)
+def _proof(name, design, *faults, depth=DEPTH):
+    return Proof(name, design, depth, tuple(Fault(*fault) for fault in faults), engine=BY_BITS)
 
 
 PROOFS = [
@@ -255,6 +265,9 @@ PROOFS = [
     _proof("vector_writer/addresses", WriterAddresses,
            ("hw/vector_writer.py", "item.ready.eq(~placed | accept)", "item.ready.eq(1)"),
            ("hw/vector_writer.py", "quarters.eq(0b11 << (position & 0b10))", "quarters.eq(0b1111)")),
+    _proof("vector_writer/parts", partial(WriterAddresses, 2),
+           ("hw/vector_writer.py", "addresses.stride[LEVELS].eq(lanes << self.width)",
+            "addresses.stride[LEVELS].eq(2 * lanes << self.width)"), depth=DEPTH_IN_PARTS),
     _proof("operand_buffer/addresses", LoadAddresses,
            ("hw/operand_buffer.py", "m.If(~item.valid & (outstanding == 0)", "m.If((outstanding == 0)"),
            ("hw/operand_buffer.py", "addresses.stride[1].eq(load.run_stride)",
@@ -266,4 +279,7 @@ PROOFS = [
     _proof("store/addresses", StoreAddresses,
            ("hw/store.py", "addresses.count[4].eq(store.run)", "addresses.count[4].eq(store.run + 1)"),
            ("hw/store.py", "item.ready.eq(self.result.valid & line.ready)", "item.ready.eq(line.ready)")),
+    _proof("store/parts", partial(StoreAddresses, 2),
+           ("hw/store.py", "addresses.stride[5].eq(config.line_bytes)",
+            "addresses.stride[5].eq(2 * config.line_bytes)"), depth=DEPTH_IN_PARTS),
 ]

@@ -78,6 +78,16 @@ def test_bad_bytes_are_refused():
     ("rows = 8\n", "missing key 'columns'"),
     ("rows = 8\ncolumns = 8\nspeed = 3\n", "unknown key 'speed'"),
     ("rows = 8.5\ncolumns = 8\n", "rows must be an integer"),
+    ("rows = 8\ncolumns = 32\nlanes = 8\n",
+     "lanes must be a power of two from 16 to 32, not 8; the nearest legal value is 16"),
+    ("rows = 4\ncolumns = 4\nlanes = 2\n",
+     "lanes must be a power of two from 4 to 4, not 2; the nearest legal value is 4"),
+    ("rows = 16\ncolumns = 4\nlanes = 12\n",
+     "lanes must be a power of two from 8 to 16, not 12; the nearest legal value"),
+    ("rows = 8\ncolumns = 8\nlanes = 16\n",
+     "lanes must be a power of two from 4 to 8, not 16; the nearest legal value is 8"),
+    ("rows = 8\ncolumns = 8\nlanes = 4\nbeat_bytes = 32\n", "beat_bytes must be a power of two from 8 to 16, not 32"),
+    ("rows = 32\ncolumns = 32\nlanes = 16\nweight_lines = 32\n", "weight_lines must be a power of two from 64 to"),
     ("rows = \n", "not valid TOML"),
     ('rows = 8\ncolumns = 8\nmethods = ["niti", "adam"]\n', "methods must be a list of one or more of niti, wage, dfp"),
     ("rows = 8\ncolumns = 8\nmethods = []\n", "methods must be a list of one or more of niti, wage, dfp"),
@@ -101,7 +111,16 @@ def test_a_toml_core_is_a_configuration(tmp_path):
     path = tmp_path / "mine.toml"
     path.write_text('rows = 4\ncolumns = 16\nbuffer_lines = 128\nmethods = ["dfp", "niti"]\n')
     assert load(str(path)) == CoreConfig(name="mine", rows=4, columns=16, buffer_lines=128, methods=("niti", "dfp"))
-    assert load(str(path)).line_bytes == 64
+    core = load(str(path))
+    assert (core.lanes, core.parts, core.line_bytes, core.beat_bytes, core.vectors_per_line) == (16, 1, 64, 64, 4)
+
+
+def test_half_the_lanes_make_lines_half_as_long(tmp_path):
+    path = tmp_path / "mine.toml"
+    path.write_text("rows = 4\ncolumns = 16\nlanes = 8\n")
+    core = load(str(path))
+    assert core == CoreConfig(name="mine", rows=4, columns=16, lanes=8)
+    assert (core.parts, core.line_bytes, core.beat_bytes, core.vectors_per_line) == (2, 32, 32, 2)
 
 
 def test_no_handshake_before_reset_is_over():

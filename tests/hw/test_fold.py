@@ -46,8 +46,12 @@ def raw_bytes(config, settings, rng):
     return np.frombuffer(rng.randbytes(count), dtype=np.uint8)
 
 
-def _config(vector):
-    return CoreConfig(name="test", rows=vector, columns=vector)
+def _config(vector, parts=1):
+    return CoreConfig(name="test", rows=vector, columns=vector, lanes=vector // parts, weight_lines=64)
+
+
+VECTORS = [(4, 1), (8, 1), (16, 1), (8, 2)]
+"""Channels of a vector, and the parts in which the vector engine works on it: a line holds 4 vectors or 2."""
 
 
 def _check(config, loads, pattern):
@@ -81,11 +85,11 @@ def _check(config, loads, pattern):
     simulate(dut, drive, collect, background=[check], limit=40_000)
 
 
-@pytest.mark.parametrize("vector", [4, 8, 16])
+@pytest.mark.parametrize("vector, parts", VECTORS)
 @pytest.mark.parametrize("kernel", [1, 3, 5])
-def test_windows_equal_numpy(vector, kernel):
+def test_windows_equal_numpy(vector, parts, kernel):
     """Back-to-back loads of every channel count, stride and padding."""
-    config = _config(vector)
+    config = _config(vector, parts)
     rng = random.Random(f"{vector} {kernel}")
     loads = [fold_settings(config, kernel=kernel, channels=channels, stride=stride, pad=pad,
                            width=rng.randrange(kernel, 9), rows=rng.randrange(1, 4),
@@ -97,9 +101,9 @@ def test_windows_equal_numpy(vector, kernel):
 
 
 @pytest.mark.parametrize("pattern", ["source", "slow sink", "both"])
-@pytest.mark.parametrize("vector", [4, 16])
-def test_stalls(vector, pattern):
-    config = _config(vector)
+@pytest.mark.parametrize("vector, parts", VECTORS)
+def test_stalls(vector, parts, pattern):
+    config = _config(vector, parts)
     rng = random.Random(f"{vector} {pattern}")
     _check(config, [fold_settings(config, kernel=kernel, channels=channels, stride=stride, pad=pad, width=7, rows=3,
                                   skip=rng.randrange(config.line_bytes))
@@ -107,10 +111,12 @@ def test_stalls(vector, pattern):
            pattern)
 
 
-def test_window_limit_and_row_longer_than_needed():
+@pytest.mark.parametrize("vector, parts", [(4, 1), (8, 2)])
+def test_window_limit_and_row_longer_than_needed(vector, parts):
     """The largest window, and rows whose end no position reaches."""
-    config = _config(4)
-    load = {"fold_slices": 8, "fold_kernel_bytes": window_bytes(config), "fold_step_bytes": 3, "fold_pad_bytes": 5,
+    config = _config(vector, parts)
+    window = window_bytes(config)
+    load = {"fold_slices": window // vector, "fold_kernel_bytes": window, "fold_step_bytes": 3, "fold_pad_bytes": 5,
             "fold_row_bytes": 70, "fold_columns": 4, "fold_rows": 3, "fold_skip": 0}
     _check(config, [load], "none")
 

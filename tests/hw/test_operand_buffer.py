@@ -42,8 +42,8 @@ class WithFold(wiring.Component):
         return m
 
 
-def _config(rows, columns):
-    return CoreConfig(name="test", rows=rows, columns=columns, buffer_lines=64)
+def _config(rows, columns, lanes=0):
+    return CoreConfig(name="test", rows=rows, columns=columns, lanes=lanes, buffer_lines=64)
 
 
 def _load(rng, config, memory):
@@ -118,7 +118,8 @@ async def _advance(ctx, dut):
 
 @pytest.mark.parametrize("shape, edge, pattern", [
     ((4, 4), "rows", "none"), ((4, 8), "rows", "source"), ((4, 8), "columns", "sink"), ((8, 4), "rows", "both"),
-    ((8, 4), "columns", "both"), ((16, 16), "rows", "both")])
+    ((8, 4), "columns", "both"), ((16, 16), "rows", "both"), ((8, 8, 4), "rows", "none"), ((4, 8, 4), "rows", "both"),
+    ((8, 4, 4), "columns", "sink"), ((16, 16, 8), "columns", "source")])
 @pytest.mark.parametrize("fold", [False, True])
 def test_every_slice_of_every_load(shape, edge, pattern, fold):
     rng = random.Random(f"{shape} {edge} {fold}")

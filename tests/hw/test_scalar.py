@@ -105,7 +105,7 @@ class Bench:
             *self.memory.checks(self.dut.read, self.dut.write)])
 
 
-@pytest.mark.parametrize("core", ["tiny", "large"])
+@pytest.mark.parametrize("core", ["tiny", "small", "large"])
 @pytest.mark.parametrize("pattern", STALLS)
 def test_random_programs_equal_the_reference(core, pattern):
     rng = random.Random(core + pattern)

@@ -6,28 +6,30 @@ import pytest
 
 from golden import dfp
 from hw import softmax
-from hw.config import PRESETS
+from hw.config import PRESETS, CoreConfig
 from hw.softmax import Softmax
 from tests.hw.native import Native, lanes, unlanes
 
-CORES = {4: PRESETS["tiny"], 8: PRESETS["small"], 16: PRESETS["base"]}
+# Elements of a vector and lanes, largest number of classes.
+UNITS = [(4, 4, 100), (8, 8, 128), (16, 16, 17), (8, 4, 128)]
 
 
-@pytest.fixture(scope="module", params=[(4, 100), (8, 128), (16, 17)], ids=lambda p: f"V{p[0]}")
+@pytest.fixture(scope="module", params=UNITS, ids=lambda p: f"V{p[0]}" + f"L{p[1]}" * (p[0] != p[1]))
 def unit(request):
-    v, classes = request.param
-    return Native(Softmax(CORES[v], classes)), v, classes
+    v, lanes, classes = request.param
+    core = CoreConfig(name="test", rows=v, columns=v, lanes=lanes, weight_lines=128)
+    return Native(Softmax(core, classes)), core, classes
 
 
-def run(unit, v, logits, exponent, labels, **stalls):
+def run(unit, core, logits, exponent, labels, **stalls):
     n, classes = logits.shape
-    vectors = -(-classes // v)
-    padded = np.random.default_rng(n).integers(-(1 << 31), 1 << 31, (n, vectors * v))
+    channels = classes + -classes % core.vector
+    padded = np.random.default_rng(n).integers(-(1 << 31), 1 << 31, (n, channels))
     padded[:, :classes] = logits
     unit.set(exponent=exponent, classes=classes)
-    result, cycles = unit.streams({"logits": lanes(padded.reshape(-1, v), 32), "label": labels},
-                                  {"error": n * vectors}, **stalls)
-    errors = unlanes(result["error"], 32, v).reshape(n, vectors * v)
+    result, cycles = unit.streams({"logits": lanes(padded.reshape(-1, core.lanes), 32), "label": labels},
+                                  {"error": n * channels // core.lanes}, **stalls)
+    errors = unlanes(result["error"], 32, core.lanes).reshape(n, channels)
     assert not errors[:, classes:].any()
     return errors[:, :classes], cycles
 
@@ -54,33 +56,33 @@ def samples(rng, n, classes):
 
 
 def test_matches_the_formula_and_golden(unit):
-    unit, v, most = unit
-    rng = np.random.default_rng(v)
-    for classes in sorted({2, 10, 17, most} & set(range(most + 1))):
+    unit, core, most = unit
+    rng = np.random.default_rng(core.vector)
+    for classes in sorted({2, 4, 8, 10, 12, 17, most} & set(range(most + 1))):
         for exponent in [*range(-36, 26, 3), 7, 8, -32768, 32767]:
             logits, labels = samples(rng, 16, classes)
-            got, _ = run(unit, v, logits, exponent, labels)
+            got, _ = run(unit, core, logits, exponent, labels)
             want = formula(logits, exponent, labels)
-            assert np.array_equal(got, want), (v, classes, exponent, np.argwhere(got != want)[:4].tolist())
+            assert np.array_equal(got, want), (core, classes, exponent, np.argwhere(got != want)[:4].tolist())
             rounded, _ = dfp.requantize(got, -19)
             assert np.array_equal(rounded, dfp.softmax_gradient(logits, exponent, labels)[0])
 
 
 @pytest.mark.parametrize("offer, accept", [(0.3, 1.0), (1.0, 0.2), (0.5, 0.5)])
 def test_stalls_change_nothing(unit, offer, accept):
-    unit, v, most = unit
+    unit, core, most = unit
     rng = np.random.default_rng(99)
-    for classes in (2, 10, most):
+    for classes in (2, 4, 10, most):
         logits, labels = samples(rng, 30, classes)
-        got, _ = run(unit, v, logits, -12, labels, offer=offer, accept=accept, seed=classes)
+        got, _ = run(unit, core, logits, -12, labels, offer=offer, accept=accept, seed=classes)
         assert np.array_equal(got, formula(logits, -12, labels))
 
 
 def test_latency_is_as_documented(unit):
-    unit, v, most = unit
-    for classes in (2, 10, most):
-        _, cycles = run(unit, v, np.zeros((20, classes), int), -4, np.zeros(20, int))
-        assert cycles / 20 <= classes * 24 + -(-classes // v) + 15
+    unit, core, most = unit
+    for classes in (2, 4, 10, most):
+        _, cycles = run(unit, core, np.zeros((20, classes), int), -4, np.zeros(20, int))
+        assert cycles / 20 <= classes * 24 + -(-classes // core.vector) * core.parts + 15
 
 
 def test_constants_are_goldens():

@@ -10,18 +10,20 @@ from hw.store import Store
 from tests.hw.memory_model import Memory
 from tests.hw.streams import STALLS, simulate, stalls, stream_put
 
-SHAPES = [(4, 4), (4, 8), (8, 4), (16, 4)]
+# Rows, columns, lanes: a result is a line or a part of one, and with half the lanes two lines, one, or half of one.
+SHAPES = [(4, 4, 4), (4, 8, 8), (8, 4, 8), (16, 4, 16), (8, 8, 4), (4, 8, 4), (8, 4, 4), (16, 4, 8)]
 SIZE = 1 << 16
 
 
-def _config(rows, columns):
-    return CoreConfig(name="test", rows=rows, columns=columns)
+def _config(rows, columns, lanes):
+    return CoreConfig(name="test", rows=rows, columns=columns, lanes=lanes)
 
 
 def _command(rng, config, base):
     """A store without overlapping vectors and the byte addresses of its vectors, in order."""
     counts, run = [rng.randrange(1, 4) for _ in range(4)], rng.randrange(1, 4)
-    stride, strides = run * config.line_bytes, []
+    vector_bytes = 4 * config.vector
+    stride, strides = run * vector_bytes, []
     for count in reversed(counts):
         strides.insert(0, stride)
         stride *= count
@@ -36,7 +38,7 @@ def _command(rng, config, base):
             strides[k] = -strides[k]
     if rng.random() < 0.3:
         counts[rng.randrange(4)] = 0      # counts as 1
-    addresses = [address + sum(i * s for i, s in zip(index, strides, strict=True)) + k * config.line_bytes
+    addresses = [address + sum(i * s for i, s in zip(index, strides, strict=True)) + k * vector_bytes
                  for index in np.ndindex(*(max(1, count) for count in counts)) for k in range(run)]
     fields = {"address": address, "run": run, "range_register": rng.randrange(64),
               "range_clear": rng.randrange(2), "range_positive": rng.randrange(2)}
@@ -45,7 +47,8 @@ def _command(rng, config, base):
 
 
 @pytest.mark.parametrize("latency", [1, 20])
-@pytest.mark.parametrize("shape, pattern", list(zip(SHAPES, STALLS, strict=True)) + [((8, 4), "both")])
+@pytest.mark.parametrize("shape, pattern", list(zip(SHAPES, 2 * STALLS, strict=True)) + [
+    ((8, 4, 8), "both"), ((8, 8, 4), "both")])
 def test_results_ranges_and_done(shape, pattern, latency):
     rng = random.Random(f"{shape} {pattern} {latency}")
     config = _config(*shape)
@@ -97,12 +100,13 @@ def test_results_ranges_and_done(shape, pattern, latency):
              background=[memory.writer(dut.memory, stall=sink, latency=latency), *memory.checks(dut.memory)],
              limit=20_000)
     assert delivered == [r for r in ranges if r]
-    assert len(memory.writes) == len(results)
+    assert len(memory.writes) == len(results) * max(1, 4 * config.columns // config.line_bytes)
     np.testing.assert_array_equal(memory.bytes, image)
 
 
-def test_one_vector_per_cycle_and_one_latency_between_commands():
-    config, latency, run = _config(4, 4), 30, 50
+@pytest.mark.parametrize("shape, lines", [((4, 4, 4), 1), ((8, 8, 4), 2)])
+def test_one_line_per_cycle_and_one_latency_between_commands(shape, lines):
+    config, latency, run = _config(*shape), 30, 50
     dut = Store(config)
     memory = Memory(config, SIZE)
     command = {"enable": 1, "store": {"run": run}}
@@ -115,11 +119,11 @@ def test_one_vector_per_cycle_and_one_latency_between_commands():
 
     async def watch(ctx):
         cycles = stalled = 0
-        while len(memory.writes) < 3 * run or memory.pending:
+        while len(memory.writes) < 3 * run * lines or memory.pending:
             _, _, stalled_in, stalled_out = await ctx.tick().sample(dut.stalled_in, dut.stalled_out)
             stalled += stalled_in + stalled_out
             cycles += 1
-        assert cycles <= 3 * (run + latency + 3)
+        assert cycles <= 3 * (run * lines + latency + 3)
         assert 3 * (latency - 2) <= stalled <= 3 * (latency + 2)
 
     simulate(dut, put_commands, put_results, watch, background=[memory.writer(dut.memory, latency=latency)])

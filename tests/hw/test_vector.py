@@ -34,7 +34,7 @@ class Bench:
 
     def __init__(self, core="tiny", pattern="none", latency=5, methods=METHODS):
         self.config = PRESETS[core].replace(methods=methods)
-        self.lanes = self.config.vector
+        self.lanes = self.config.vector      # of a whole vector
         self.memory = Memory(self.config, 1 << 19, seed=1)
         self.dut = VectorEngine(self.config)
         self.pattern, self.latency = pattern, latency
@@ -162,7 +162,7 @@ def random_command(rng, lanes, kind):
     return fields
 
 
-@pytest.mark.parametrize("core", ["tiny", "wide"])
+@pytest.mark.parametrize("core", ["tiny", "wide", "small"])
 @pytest.mark.parametrize("pattern", STALLS)
 def test_random_commands_equal_the_reference(core, pattern):
     rng = random.Random(core + pattern)
@@ -226,13 +226,13 @@ def linear_loops(fields, count, widths):
 
 
 @pytest.mark.parametrize("rounding", [Rounding.NEAREST, Rounding.PSEUDO_STOCHASTIC])
-@pytest.mark.parametrize("pattern", ["none", "both"])
-def test_forward_requantize_relu_pool_and_back(rounding, pattern):
+@pytest.mark.parametrize("core, pattern", [("tiny", "none"), ("tiny", "both"), ("small", "none"), ("small", "both")])
+def test_forward_requantize_relu_pool_and_back(rounding, core, pattern):
     """conv sums -> activation, pooled activation and choice; then pooled error -> error of the sums."""
-    b = Bench("tiny", pattern)
+    b = Bench(core, pattern)
     lanes = b.lanes
     rng = np.random.default_rng(4)
-    n, h, w, c = 2, 4, 6, 6
+    n, h, w, c = 2, 4, 6, lanes + 2
     tiles = 2
     acc = rng.integers(-3000, 3000, (n, h, w, c)).astype(np.int32)
     acc[:, :2, :2] = 1000       # ties
@@ -321,12 +321,14 @@ def test_weight_update_in_place(width, bits, maximum):
     b.run(bench)
 
 
-@pytest.mark.parametrize("rate, limit, maximum", [
-    (3, 64, 5000), (0, 64, 1 << 30), (-3, 127, 90), (6, 64, 3), (1, 64, 0)])
-def test_wage_update_of_tiled_weights(rate, limit, maximum):
+@pytest.mark.parametrize("core, rate, limit, maximum", [
+    ("tiny", 3, 64, 5000), ("tiny", 0, 64, 1 << 30), ("tiny", -3, 127, 90), ("tiny", 6, 64, 3), ("tiny", 1, 64, 0),
+    ("small", 3, 64, 5000)])
+def test_wage_update_of_tiled_weights(core, rate, limit, maximum):
     """Weights in tiles of V x V with padding get the step of golden's row-major draws; a maximum of 0 is noted."""
-    b = Bench("tiny", "both")
-    v, (co, taps, ci), layer, seed, step = b.lanes, (6, 3, 7), 2, 11, 5
+    b = Bench(core, "both")
+    v, layer, seed, step = b.lanes, 2, 11, 5
+    co, taps, ci = v + 2, 3, v + 3
     rng = np.random.default_rng(maximum)
     gradient = rng.integers(-maximum, maximum + 1, (co, taps, ci)).astype(np.int32)
     gradient[1, 2, 3] = -maximum
@@ -390,7 +392,8 @@ def test_stochastic_passes_are_unbiased(rounding):
 
 @pytest.mark.parametrize("core, classes, samples, exponent, pattern", [
     ("tiny", 10, 8, -3, "none"), ("tiny", 4, 8, -9, "both"), ("wide", 3, 8, 0, "both"), ("wide", 10, 6, -8, "source"),
-    ("wide", 10, 3, -30000, "sink"),
+    ("wide", 10, 3, -30000, "sink"), ("small", 10, 8, -3, "both"), ("small", 3, 8, 0, "none"),
+    ("small", 12, 4, -9, "source"),
 ])
 def test_niti_loss(core, classes, samples, exponent, pattern):
     b = Bench(core, pattern)
@@ -402,11 +405,11 @@ def test_niti_loss(core, classes, samples, exponent, pattern):
     tiles = -(-classes // lanes)
     b.memory.store(0x1000, blocked(logits, lanes))
     b.memory.store(0x2000, labels)
-    group = min(samples, lanes)
+    group = min(samples, b.config.lanes)
     command = {
         "function": Function.NITI_LOSS, "classes": classes, "shift_register": SHIFT, "source0": 0x1000,
         "source1": 0x2000, "target0": 0x3000, "enable": ENABLE_SOURCE1 | ENABLE_TARGET0,
-        "count2": samples // group, "count3": group, "count4": tiles, "source1_stride2": lanes,
+        "count2": samples // group, "count3": group, "count4": tiles, "source1_stride2": group,
         **{f"{name}_stride2": group * lanes for name in ("source0", "target0")},
         **{f"{name}_stride3": lanes for name in ("source0", "target0")},
         **{f"{name}_stride4": samples * lanes for name in ("source0", "target0")},
@@ -425,7 +428,7 @@ def test_niti_loss(core, classes, samples, exponent, pattern):
     b.run(bench, limit=200_000)
 
 
-@pytest.mark.parametrize("core, pattern", [("tiny", "both"), ("wide", "none")])
+@pytest.mark.parametrize("core, pattern", [("tiny", "both"), ("wide", "none"), ("small", "both")])
 def test_wide_passes(core, pattern):
     """Microprograms through their descriptor: three sources of any width, random words, results, ranges, registers that
     stay; product ranges that arrive meanwhile are not lost.
@@ -485,7 +488,8 @@ def test_wide_passes(core, pattern):
     b.run(bench, limit=400_000)
 
 
-@pytest.mark.parametrize("core, classes, exponent", [("tiny", 10, -9), ("wide", 3, -20)])
+@pytest.mark.parametrize("core, classes, exponent", [("tiny", 10, -9), ("wide", 3, -20), ("small", 10, -9),
+                                                     ("small", 3, -20)])
 def test_softmax_pass(core, classes, exponent):
     """int32 logits to int32 errors, and their maximum."""
     b = Bench(core, "both")
@@ -493,7 +497,7 @@ def test_softmax_pass(core, classes, exponent):
     rng = np.random.default_rng(classes)
     logits = rng.integers(-(1 << 12), 1 << 12, (samples, 1, 1, classes)).astype(np.int32)
     labels = rng.integers(0, classes, samples).astype(np.uint8)
-    tiles, group = -(-classes // lanes), min(samples, lanes)
+    tiles, group = -(-classes // lanes), min(samples, b.config.lanes)
     b.memory.store(0x1000, blocked(logits, lanes))
     b.memory.store(0x2000, labels)
     size = 4 * lanes
@@ -501,7 +505,7 @@ def test_softmax_pass(core, classes, exponent):
         "function": Function.SOFTMAX, "classes": classes, "shift_register": SHIFT, "source0": 0x1000, "source1": 0x2000,
         "target0": 0x3000, "enable": ENABLE_SOURCE1 | ENABLE_TARGET0 | ENABLE_RANGE, "source0_width": 2,
         "target_width": 2, "range_register": RANGE, "range_clear": 1,
-        "count2": samples // group, "count3": group, "count4": tiles, "source1_stride2": lanes,
+        "count2": samples // group, "count3": group, "count4": tiles, "source1_stride2": group,
         **{f"{name}_stride2": group * size for name in ("source0", "target0")},
         **{f"{name}_stride3": size for name in ("source0", "target0")},
         **{f"{name}_stride4": samples * size for name in ("source0", "target0")},
@@ -551,13 +555,21 @@ ILLEGAL = [
      "enable": ENABLE_TARGET0 | ENABLE_SOURCE1},
 ]
 
+# Where vectors of 8 pass in two parts of 4: labels have to be in the first, classes count vectors.
+ILLEGAL_IN_PARTS = [
+    {"function": Function.SQUARED_ERROR, "count3": 5, "enable": ENABLE_TARGET0 | ENABLE_SOURCE1},
+    *({"function": Function.NITI_LOSS, "classes": 10, "source0_width": 0, "enable": ENABLE_TARGET0 | ENABLE_SOURCE1,
+       "count3": samples, "count4": vectors} for samples, vectors in ((4, 1), (4, 3), (5, 2))),
+]
 
-def test_illegal_commands_do_nothing():
-    b = Bench("tiny")
+
+@pytest.mark.parametrize("core, commands", [("tiny", ILLEGAL), ("small", ILLEGAL_IN_PARTS)], ids=["tiny", "small"])
+def test_illegal_commands_do_nothing(core, commands):
+    b = Bench(core)
 
     async def bench(ctx):
         await b.set_register(ctx, SHIFT, 3)
-        for round, changes in enumerate(ILLEGAL):
+        for round, changes in enumerate(commands):
             b.pulses.clear()
             assert await b.command(ctx, b.dut.vector, plain(4, b.lanes, **changes)) <= 3, changes
             assert b.pulses == {"illegal"}, changes
@@ -621,9 +633,10 @@ def test_a_core_for_one_method_knows_no_other(method):
     b.run(bench)
 
 
-def test_dump_is_the_last_write():
+@pytest.mark.parametrize("core", ["wide", "small"])
+def test_dump_is_the_last_write(core):
     """A SCALAR after a VECTOR: its load sees the vector's results, its dump comes after everything else."""
-    b = Bench("wide", "both", latency=40)
+    b = Bench(core, "both", latency=40)
     lanes = b.lanes
     program = assemble([(Operation.WORD, 3), (Operation.EXPONENT, 4, 3, 3), (Operation.NEAREST_LOG2, 5, 0)])
     b.memory.store(0x10000, np.full((9, lanes), 2**20, np.int32))
@@ -644,12 +657,15 @@ def test_dump_is_the_last_write():
     b.run(bench)
 
 
+@pytest.mark.parametrize("core", ["wide", "small"])
 @pytest.mark.parametrize("kind", ["plain", "pool", "pool first", "unpool", "update", "fill", "random", "maximum"])
-def test_one_vector_per_cycle(kind):
-    """With a memory that never stalls, a pass takes one cycle per source vector plus a fixed overhead."""
+def test_one_part_per_cycle(core, kind):
+    """With a memory that never stalls, a pass takes one cycle per part of a source vector plus a fixed overhead."""
     latency = 20
-    b = Bench("wide", latency=latency)
-    lanes = b.lanes
+    b = Bench(core, latency=latency)
+    lanes, parts = b.lanes, 256 * b.config.parts
+    # A window's second result holds the parts behind it up for two cycles.
+    held = 64 * 2 * (b.config.parts - 1) if kind.startswith("pool") else 0
     fields = plain(256, lanes)
     if kind == "update":
         fields |= {"function": Function.UPDATE, "enable": ENABLE_TARGET0 | ENABLE_SOURCE1, "source1": 0x50000}
@@ -674,10 +690,10 @@ def test_one_vector_per_cycle(kind):
         await b.set_register(ctx, SHIFT, 3)
         cycles = await b.command(ctx, b.dut.vector, fields)
         waiting = latency * (1 if kind in ("fill", "maximum") else 2)
-        assert cycles <= 256 + waiting + 33
-        # All cycles are accounted for: the vectors move while busy, and only latency is waited for.
-        assert b.events["busy"] >= 256
-        assert b.events["stalled_in"] <= latency + 20      # and the way through the readers and the pool
+        assert cycles <= parts + held + waiting + 33
+        # All cycles are accounted for: the parts move while busy, and only latency is waited for.
+        assert b.events["busy"] >= parts
+        assert b.events["stalled_in"] <= held + latency + 20      # and the way through the readers and the pool
         assert b.events["stalled_out"] <= latency + 5
 
     b.run(bench)

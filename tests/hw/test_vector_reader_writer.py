@@ -33,6 +33,11 @@ def addresses(address, counts, strides):
         yield address + sum(i * s for i, s in zip(index, strides, strict=True))
 
 
+def parts(config, places, width, single=False):
+    """Addresses of the parts of the vectors at ``places``."""
+    return [place + part * (config.lanes << width) for place in places for part in range(1 if single else config.parts)]
+
+
 def patterns(lanes, size):
     """(address, counts, strides in vectors) of sequential, repeated, strided and backward walks."""
     vector = lanes * size
@@ -42,35 +47,36 @@ def patterns(lanes, size):
     yield 0x1000, (0, 0, 1, 0, 9), (0, 0, 0, 0, -vector)
 
 
-@pytest.mark.parametrize("core", ["tiny", "wide"])
+@pytest.mark.parametrize("core, single", [("tiny", False), ("tiny", True), ("wide", False), ("small", False),
+                                          ("small", True)])
 @pytest.mark.parametrize("pattern", STALLS)
 @pytest.mark.parametrize("width", [0, 1, 2])
-def test_reader(core, pattern, width):
+def test_reader(core, single, pattern, width):
     config = PRESETS[core]
-    lanes = config.vector
     memory = Memory(config)
     dut = VectorReader(config, ahead=8 if pattern == "both" else 256)
     source, sink = stalls(pattern, (core, width))
-    requested = 0
 
     async def bench(ctx):
-        nonlocal requested
-        for address, counts, strides in patterns(lanes, 1 << width):
-            places = list(addresses(address, counts, strides))
+        ctx.set(dut.single, single)
+        for address, counts, strides in patterns(config.vector, 1 << width):
+            walk = [*addresses(address, counts, strides)]
+            places = parts(config, walk, width, single)
             run_setup(ctx, dut, width, address, counts, strides)
             await pulse(ctx, dut.start)
             memory.reads.clear()
             vectors = await stream_get(ctx, dut.vector, len(places), stall=sink)
             for place, vector in zip(places, vectors, strict=True):
-                assert [*vector] == memory.load(place, (lanes,), TYPES[width]).tolist()
+                assert [*vector] == memory.load(place, (config.lanes,), TYPES[width]).tolist()
             lines = [place // config.line_bytes for place in places]
             assert memory.reads == [line for line, _ in itertools.groupby(lines)]
             # A new run reads again what the last one held: it may have changed.
-            memory.bytes[places[-1]] ^= 0x55
-            run_setup(ctx, dut, width, places[-1], (1,) * LEVELS, (0,) * LEVELS)
+            again = parts(config, walk[-1:], width, single)
+            memory.bytes[again[-1]] ^= 0x55
+            run_setup(ctx, dut, width, again[0], (1,) * LEVELS, (0,) * LEVELS)
             await pulse(ctx, dut.start)
-            vector, = await stream_get(ctx, dut.vector, 1, stall=sink)
-            assert [*vector] == memory.load(places[-1], (lanes,), TYPES[width]).tolist()
+            for place, vector in zip(again, await stream_get(ctx, dut.vector, len(again), stall=sink), strict=True):
+                assert [*vector] == memory.load(place, (config.lanes,), TYPES[width]).tolist()
 
     async def check(ctx):
         await stream_check(ctx, dut.vector)
@@ -79,12 +85,11 @@ def test_reader(core, pattern, width):
                                      *memory.checks(dut.client)])
 
 
-@pytest.mark.parametrize("core", ["tiny", "wide"])
+@pytest.mark.parametrize("core", ["tiny", "wide", "small"])
 @pytest.mark.parametrize("pattern", STALLS)
 @pytest.mark.parametrize("width", [0, 1, 2])
 def test_writer(core, pattern, width):
     config = PRESETS[core]
-    lanes = config.vector
     memory = Memory(config)
     dut = VectorWriter(config)
     source, sink = stalls(pattern, (core, width))
@@ -92,9 +97,9 @@ def test_writer(core, pattern, width):
 
     async def bench(ctx):
         assert ctx.get(dut.done)
-        for address, counts, strides in patterns(lanes, 1 << width):
-            places = list(addresses(address, counts, strides))
-            data = rng.integers(-127, 128, (len(places), lanes))
+        for address, counts, strides in patterns(config.vector, 1 << width):
+            places = parts(config, addresses(address, counts, strides), width)
+            data = rng.integers(-127, 128, (len(places), config.lanes))
             expected = memory.bytes.copy()
             for place, vector in zip(places, data, strict=True):
                 raw = vector.astype(TYPES[width]).view(np.uint8)
@@ -116,17 +121,19 @@ def test_writer(core, pattern, width):
     simulate(dut, bench, background=[memory.writer(dut.client, stall=sink), *memory.checks(dut.client)])
 
 
+@pytest.mark.parametrize("core", ["tiny", "small"])
 @pytest.mark.parametrize("width", [0, 1, 2])
-def test_one_vector_per_cycle(width):
-    config = PRESETS["tiny"]
+def test_one_part_per_cycle(core, width):
+    config = PRESETS[core]
     vector = config.vector << width
-    count = 300
+    vectors = 300
+    count = vectors * config.parts
     reader, writer = VectorReader(config), VectorWriter(config)
     memory = Memory(config)
     cycles = {}
 
     async def read(ctx):
-        run_setup(ctx, reader, width, 0, (1, 1, 1, 1, count), (0, 0, 0, 0, vector))
+        run_setup(ctx, reader, width, 0, (1, 1, 1, 1, vectors), (0, 0, 0, 0, vector))
         await pulse(ctx, reader.start)
         await stream_get(ctx, reader.vector, 1)
         ctx.set(reader.vector.ready, 1)
@@ -136,7 +143,7 @@ def test_one_vector_per_cycle(width):
             await ctx.tick().until(reader.vector.valid)
 
     async def write(ctx):
-        run_setup(ctx, writer, width, 0, (1, 1, 1, 1, count), (0, 0, 0, 0, vector))
+        run_setup(ctx, writer, width, 0, (1, 1, 1, 1, vectors), (0, 0, 0, 0, vector))
         await pulse(ctx, writer.start)
         ctx.set(writer.vector.valid, 1)
         cycles["write"] = 0
@@ -144,7 +151,7 @@ def test_one_vector_per_cycle(width):
             cycles["write"] += 1
             await ctx.tick()
 
-    # The first vectors wait for the memory's latency; from then on none does.
+    # The first parts wait for the memory's latency; from then on none does.
     simulate(reader, read, background=[memory.reader(reader.client, latency=100)], limit=count + 150)
     simulate(writer, write, background=[memory.writer(writer.client)])
     assert cycles["write"] == count + 2

@@ -14,8 +14,10 @@ from tests.hw.streams import simulate, stalls, stream_put
 SIZE = 1 << 16
 
 
-def _config(rows, columns):
-    return CoreConfig(name="test", rows=rows, columns=columns, weight_lines=max(rows, columns))
+def _config(rows, columns, lanes=0):
+    """With the smallest ring; ``lanes`` = 0: as many as a vector has channels."""
+    parts = max(rows, columns) // lanes if lanes else 1
+    return CoreConfig(name="test", rows=rows, columns=columns, lanes=lanes, weight_lines=max(rows, columns) * parts)
 
 
 def _rows(config, mode):
@@ -100,8 +102,10 @@ async def _array(ctx, dut, tiles, *, stall=lambda: False, disable=lambda: False)
 
 
 @pytest.mark.parametrize("latency", [2, 3])
-@pytest.mark.parametrize("shape, pattern", [((4, 4), "both"), ((4, 8), "none"), ((8, 4), "source"), ((4, 16), "sink"),
-                                            ((16, 8), "both")])
+@pytest.mark.parametrize("shape, pattern", [
+    ((4, 4), "both"), ((4, 8), "none"), ((8, 4), "source"), ((4, 16), "sink"), ((16, 8), "both"),
+    ((8, 8, 4), "both"), ((4, 8, 4), "sink"), ((8, 4, 4), "none"), ((16, 4, 8), "source"),
+])
 def test_tiles_and_timing(shape, pattern, latency):
     rng = random.Random(f"{shape} {latency}")
     config = _config(*shape)
@@ -128,9 +132,10 @@ def test_tiles_and_timing(shape, pattern, latency):
 
 @pytest.mark.parametrize("latency", [2, 3])
 @pytest.mark.parametrize("mode", [Mode.FORWARD, Mode.ERROR])
-def test_a_tile_every_2n_minus_1_cycles(mode, latency):
+@pytest.mark.parametrize("lanes", [16, 8])
+def test_a_tile_every_2n_minus_1_cycles(lanes, mode, latency):
     """Sustained, with a new command every other tile and a memory latency beyond a tile's time."""
-    config = CoreConfig(name="test", rows=16, columns=16)
+    config = CoreConfig(name="test", rows=16, columns=16, lanes=lanes)
     dut = WeightRing(config, feed_latency=latency)
     memory = Memory(config, SIZE)
     arguments = [(mode, [1, 1, 2, 1], 1024 * k, [0, 0, 512, 0]) for k in range(8)]
@@ -147,13 +152,15 @@ def test_a_tile_every_2n_minus_1_cycles(mode, latency):
     assert np.diff(takes).tolist() == [2 * 16 - 1] * (len(tiles) - 1)
 
 
-def test_prefetch_fills_the_ring_across_commands():
-    config = CoreConfig(name="test", rows=8, columns=4, weight_lines=8)
+@pytest.mark.parametrize("lanes", [8, 4])
+def test_prefetch_fills_the_ring_across_commands(lanes):
+    config = _config(8, 4, lanes)
     dut = WeightRing(config)
     memory = Memory(config, SIZE)
     arguments = [(Mode.FORWARD, [1, 1, 1, 3], 0, [0, 0, 0, 32]), (Mode.GRADIENT, [1] * 4, 0, [0] * 4),
                  (Mode.ERROR, [1, 1, 1, 4], 1024, [0, 0, 0, 64])]
-    first, others = [0, 1, 2], [32, 33, 34, 35, 36, 37, 38, 39]
+    lines = config.vector // lanes          # of a tile with four rows
+    tiles = range(3 * lines), range(1024 // config.line_bytes, 1024 // config.line_bytes + 8 * lines)
 
     async def put(ctx):
         await stream_put(ctx, dut.command, [_fields(*a) for a in arguments])
@@ -161,8 +168,8 @@ def test_prefetch_fills_the_ring_across_commands():
     async def array(ctx):
         ctx.set(dut.enable, 1)
         await ctx.tick().repeat(60)
-        # The first tile is in the shadow chain, so its line is free again.
-        assert memory.reads == first + others[:6]
+        # The first tile is in the shadow chain, so its lines are free again.
+        assert memory.reads == [*tiles[0], *tiles[1]][:config.weight_lines + lines]
         assert ctx.get(dut.ready) and ctx.get(dut.stalled_out) and ctx.get(dut.busy)
 
     simulate(dut, array, background=[put, memory.reader(dut.memory)])

@@ -20,7 +20,7 @@ class Bench:
 
     def __init__(self, core="tiny", pattern="none", seed=0):
         self.config = PRESETS[core]
-        self.v = self.config.vector
+        self.v, self.parts = self.config.vector, self.config.parts
         self.dut = WideLanes(self.config)
         self.rng = random.Random(f"{core} {pattern} {seed}")
         self.pattern = pattern
@@ -66,6 +66,16 @@ class Bench:
         low, high = (-(1 << 31), (1 << 31) - 1) if signed else (0, (1 << 32) - 1)
         return [[self.rng.choice((low, high, 0, self.rng.randint(low, high), self.rng.randint(0, 300)))
                  for _ in range(self.v)] for _ in range(count)]
+
+    def split(self, vectors):
+        """The parts in which they pass."""
+        lanes = self.config.lanes
+        return [vector[k:k + lanes] for vector in vectors for k in range(0, self.v, lanes)]
+
+    def joined(self, outputs):
+        """The outputs of one iteration, in the order in which its program writes them for every part, as vectors."""
+        writes = len(outputs) // self.parts
+        return [[value for part in range(self.parts) for value in outputs[part * writes + k]] for k in range(writes)]
 
     def run(self, bench, *more):
         simulate(self.dut, bench, *more, background=[self.scalar_file], limit=400_000)
@@ -127,7 +137,7 @@ def test_the_model_means_what_the_operations_say():
             assert lane[0][6] == sorted((1 - (1 << bits - 1), x, (1 << bits - 1) - 1))[1]
 
 
-@pytest.mark.parametrize("core", ["tiny", "wide"])
+@pytest.mark.parametrize("core", ["tiny", "wide", "small"])
 def test_every_operation_on_edges(core):
     """Each operation with edge values in both operands, its result written in two halves."""
     b = Bench(core)
@@ -148,17 +158,21 @@ def test_every_operation_on_edges(core):
                 ranges = [0] * RANGES
                 expected = run(words, b.lanes, b.scalars, ranges)
                 await b.begin(ctx, entry)
-                await stream_put(ctx, b.dut.x, [vector])
-                assert [list(got) for got in await stream_get(ctx, b.dut.output, 2)] == expected, (op.name, x, y)
+                got = []
+                for part in b.split([vector]):
+                    await stream_put(ctx, b.dut.x, [part])
+                    got += await stream_get(ctx, b.dut.output, 2)
+                assert b.joined(got) == expected, (op.name, x, y)
                 assert await b.finish(ctx) == [bits.bit_length() for bits in ranges]
 
     b.run(bench)
 
 
-@pytest.mark.parametrize("pattern", STALLS)
-def test_random_programs_over_loops(pattern):
+@pytest.mark.parametrize("core, programs, pattern", [
+    *(("tiny", 25, pattern) for pattern in STALLS), ("small", 8, "none"), ("small", 8, "both")])
+def test_random_programs_over_loops(core, programs, pattern):
     """Random instructions, several sources, registers that live on between iterations and runs."""
-    b = Bench("tiny", pattern)
+    b = Bench(core, pattern)
     choices = [op for op in Op if op not in (Op.END, Op.WRITE, Op.RANGE)]
     work = []
 
@@ -190,12 +204,13 @@ def test_random_programs_over_loops(pattern):
                     b.load(slot, vectors[k])
                 expected += run(words, b.lanes, b.scalars, ranges)
             await b.begin(ctx, entry, item["count"], sum(1 << slot for slot in item["sources"]))
-            got = await stream_get(ctx, b.dut.output, 2 * item["iterations"], stall=sink)
-            assert [list(vector) for vector in got] == expected, item["program"]
+            got = await stream_get(ctx, b.dut.output, 2 * b.parts * item["iterations"], stall=sink)
+            assert [vector for k in range(0, len(got), 2 * b.parts)
+                    for vector in b.joined(got[k:k + 2 * b.parts])] == expected, item["program"]
             assert await b.finish(ctx) == [bits.bit_length() for bits in ranges]
 
     source, sink = stalls(pattern)
-    for _ in range(25):
+    for _ in range(programs):
         count = [b.rng.choice((0, 1, 1, 2, 3)) for _ in range(5)]
         iterations = 1
         for c in count:
@@ -207,7 +222,7 @@ def test_random_programs_over_loops(pattern):
     def feeder(slot, port):
         async def feed(ctx):
             for item in work:
-                await stream_put(ctx, port, item["sources"].get(slot, ()), stall=source)
+                await stream_put(ctx, port, b.split(item["sources"].get(slot, ())), stall=source)
         return feed
 
     dut = b.dut
@@ -219,12 +234,13 @@ def test_random_programs_over_loops(pattern):
     simulate(dut, bench, *feeders, background=[b.scalar_file, check], limit=400_000)
 
 
-def test_cycles_are_as_documented():
-    b = Bench("tiny")
+@pytest.mark.parametrize("core", ["tiny", "small"])
+def test_cycles_are_as_documented(core):
+    b = Bench(core)
 
     async def bench(ctx):
-        for lines, want in (([(Op.ADD, 4, 4, 1)] * 5, 20), ([(Op.SQRT, 4, 4)], 4 + 18 * b.v),
-                            ([(Op.DIVIDE, 4, 4, 3)], 4 + 66 * b.v)):
+        for lines, want in (([(Op.ADD, 4, 4, 1)] * 5, 20), ([(Op.SQRT, 4, 4)], 4 + 18 * b.config.lanes),
+                            ([(Op.DIVIDE, 4, 4, 3)], 4 + 66 * b.config.lanes)):
             b.address = 0
             entry, _ = await b.store(ctx, [(Op.MOVE, 4, 100), *lines])
             await b.begin(ctx, entry, (1, 1, 1, 1, 10), use=0)
@@ -233,7 +249,8 @@ def test_cycles_are_as_documented():
                 await ctx.tick()
                 cycles += 1
             # The first MOVE, END, no source, and waiting for the last instruction.
-            assert 10 * (4 + want + 1 + 1 + 2) <= cycles <= 10 * (4 + want + 1 + 1 + 2) + 8, (lines[0], cycles)
+            least = 10 * b.parts * (4 + want + 1 + 1 + 2)
+            assert least <= cycles <= least + 8, (lines[0], cycles)
 
     b.run(bench)
 

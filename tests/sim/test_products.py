@@ -17,7 +17,7 @@ from sim.products import ALIGNED, AWKWARD, Shape, edge_bound, measure, passes
 from sim.shared import MemorySettings, SimulationError
 from sim.step import measure_steps
 
-TINY, BASE = PRESETS["tiny"], PRESETS["base"]
+TINY, SMALL, BASE = PRESETS["tiny"], PRESETS["small"], PRESETS["base"]
 SMALL_SHAPES = (
     Shape(17, 1, 1, 32, 31), Shape(64, 1, 1, 1, 1), Shape(3, 9, 7, 6, 10, 3, 1, 1), Shape(2, 12, 7, 6, 21, 3, 2),
     Shape(2, 9, 12, 8, 12, 1, 2), Shape(1, 11, 11, 17, 3, 5, 1, 2), Shape(2, 8, 8, 3, 9, 3, 1, 1, first=True),
@@ -51,13 +51,14 @@ def assert_rows_close(rows, estimates):
 
 
 @pytest.mark.slow
-def test_passes_equal_golden_and_account_for_every_cycle(tmp_path):
-    rows = measure(TINY, SMALL_SHAPES, out=tmp_path, settings=memory(16))
+@pytest.mark.parametrize("core", [TINY, SMALL], ids=lambda core: core.name)
+def test_passes_equal_golden_and_account_for_every_cycle(tmp_path, core):
+    rows = measure(core, SMALL_SHAPES, out=tmp_path, settings=memory(16))
     assert [row["pass"] for row in rows] == [step for shape in SMALL_SHAPES for step in passes(shape)]
     for row in rows:
         assert sum(row["where"].values()) == pytest.approx(1)
         assert 0.7 <= row["share_of_bound"] <= 1.01
-    assert_rows_close(rows, estimate_passes(TINY, SMALL_SHAPES, memory(16)))
+    assert_rows_close(rows, estimate_passes(core, SMALL_SHAPES, memory(16)))
 
 
 @pytest.mark.slow
@@ -116,6 +117,8 @@ def dataset_of(name):
 @pytest.mark.parametrize("core, method, model, data, rates, shares", [
     ("tiny", "niti", "tiny-cnn", "digits", (16, 4), {}),
     ("tiny", "wage", "tiny-cnn", "digits", (16, 4), {}),
+    ("small", "niti", "tiny-cnn", "digits", (16, 4), {}),
+    ("small", "wage", "tiny-cnn", "digits", (16, 4), {}),
     ("base", "niti", "bench-cnn", "synthetic", (64, 16), {64: 0.90, 16: 0.85}),
     ("base", "niti", "lenet", "mnist", (64, 16), {}),
 ])

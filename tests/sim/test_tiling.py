@@ -11,9 +11,11 @@ from tests.sim.block_model import BlockModel
 
 CORES = {
     "tiny": PRESETS["tiny"].replace(buffer_lines=64, accumulator_entries=64),
-    "small": PRESETS["small"],
+    "small": PRESETS["small"],           # lines of two vectors, as in `low`
+    "square": CoreConfig(name="square", rows=8, columns=8),
     "wide": PRESETS["wide"].replace(buffer_lines=128, accumulator_entries=64),
     "tall": CoreConfig(name="tall", rows=8, columns=4, buffer_lines=128, accumulator_entries=64),
+    "low": CoreConfig(name="low", rows=4, columns=8, lanes=4, buffer_lines=128, accumulator_entries=64),
 }
 
 # n, h, w, ci, co, kernel, stride, pad
