@@ -20,7 +20,7 @@ PLAIN = {"CLKMUX": "CLK", "LSRMUX": "LSR", "REGSET": "RESET"}    # no inverters;
 def absorb_registers(netlist: dict) -> int:
     """Move flip-flops into the MULT18X18D between them, wherever the circuit stays the same bit for bit.
 
-    A multiplier is changed if each bit of its operands comes from a flip-flop and each bit of its product goes to one
+    A multiplier is changed if each bit of its operands comes from a flip-flop or is a constant 0 and each bit of its product goes to one
     and nowhere else, all of one clock, the bits of an operand or of the product with one enable or one synchronous
     reset. Operand flip-flops with other readers stay besides, with the same value in every cycle: all start at 0.
 
@@ -70,7 +70,8 @@ def _absorb(module: dict) -> int:
             if behind:
                 reader = next(iter(behind))
                 product[port] = reader[0] if len(behind) == 1 and is_data_input(reader) else None
-        operands = {side: {f"{side}{k}": driver.get(wires[f"{side}{k}"][0]) for k in range(BITS)} for side in "AB"}
+        operands = {side: {f"{side}{k}": driver.get(wires[f"{side}{k}"][0]) for k in range(BITS)
+                           if wires[f"{side}{k}"][0] != "0"} for side in "AB"}
         groups = {"OUTPUT": common(product.values()), "INPUTA": common(operands["A"].values()),
                   "INPUTB": common(operands["B"].values())}
         if None in groups.values() or len({clock for clock, *_ in groups.values()}) > 1:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from functools import reduce
+from operator import or_
+
 from amaranth.hdl import Module, Mux, Shape, Signal
 from amaranth.lib import wiring
 from amaranth.lib.wiring import In, Out
@@ -56,6 +59,7 @@ class LoopNest(wiring.Component):
         left = [Signal(self.count_bits, name=f"left{k}", reset_less=True) for k in levels]
         one_left = Signal(self.levels)      # left[k] == 1
         advance = Signal(self.levels)       # the innermost loop that can still go on: it steps, inner ones restart
+        stays = Signal(self.levels, init=-1)        # its complement, so that not every bit hangs on one net
         moved = Signal(self.levels)         # bit k: that loop is loop k or one around it
         restart = Signal(self.levels)       # bit k: loop k restarts: it and all in it are at their last
         single, singles = Signal(self.levels), Signal(self.levels)      # loops of one iteration; as of the last cycle
@@ -76,7 +80,8 @@ class LoopNest(wiring.Component):
             """The flags of an iteration from which loops are at their last in it."""
             m.d.sync += self.at_last.eq(last)
             for k in levels:
-                m.d.sync += [advance[k].eq(~last[k] & last[k + 1:].all()), restart[k].eq(last[k:].all()),
+                advances = ~last[k] & last[k + 1:].all()
+                m.d.sync += [advance[k].eq(advances), stays[k].eq(~advances), restart[k].eq(last[k:].all()),
                              moved[k].eq(last[k + 1:].all() & ~last.all())]
 
         m.d.sync += singles.eq(single)
@@ -91,13 +96,10 @@ class LoopNest(wiring.Component):
             stride = getattr(self, f"stride_{name}")
             following = Signal(shape, name=f"{name}_next")
 
-            def advancing(values):
-                chosen = 0
-                for k in levels:
-                    chosen = chosen | (values[k] & advance[k].replicate(len(values[k])))
-                return chosen
+            def advancing(values, flags):
+                return reduce(or_, (values[k] & flags[k].replicate(len(values[k])) for k in levels))
 
-            m.d.comb += following.eq(advancing(base) + advancing(stride))
+            m.d.comb += following.eq(advancing(base, advance) + advancing(stride, ~stays))
             for k in levels:
                 # Loop j <= k stepped: every level inside it restarts from the new value.
                 with m.If(self.load | (self.step & moved[k])):

@@ -62,13 +62,17 @@ class DescriptorRegister(wiring.Component):
         m = Module()
         count = 1 + max(last_word(opcode) for opcode in self.opcodes)
         words = [Signal(32, name=f"word{k}", reset_less=True) for k in range(count)]
-        m.d.comb += self.words.ready.eq(~self.valid)
-        with m.If(self.words.valid & self.words.ready):
+        # A word comes into a register beside those of the descriptor, and from there to its place.
+        came, stage = Signal(), Signal(data.StructLayout({"word": descriptor_word, "address": ADDRESS_BITS}), reset_less=True)
+        m.d.comb += self.words.ready.eq(~self.valid & ~(came & stage.word.last))
+        m.d.sync += [came.eq(self.words.valid & self.words.ready), stage.word.eq(self.words.p),
+                     stage.address.eq(self.address)]
+        with m.If(came):
             for k, word in enumerate(words):
-                with m.If(self.words.p.index == k):
-                    m.d.sync += word.eq(self.words.p.word)
-            with m.If(self.words.p.last):
-                m.d.sync += [self.valid.eq(self.words.p.legal), self.held_address.eq(self.address)]
+                with m.If(stage.word.index == k):
+                    m.d.sync += word.eq(stage.word.word)
+            with m.If(stage.word.last):
+                m.d.sync += [self.valid.eq(stage.word.legal), self.held_address.eq(stage.address)]
         with m.If(self.release):
             m.d.sync += self.valid.eq(0)
         for label, (opcode, _) in self.sections.items():

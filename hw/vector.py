@@ -6,7 +6,7 @@ import enum
 from functools import reduce
 from operator import or_
 
-from amaranth.hdl import Array, Cat, Module, Mux, ResetInserter, Signal, Value, signed
+from amaranth.hdl import Array, Cat, Const, Module, Mux, ResetInserter, Signal, Value, signed
 from amaranth.lib import data, stream, wiring
 from amaranth.lib.wiring import In, Out, connect, flipped
 
@@ -269,8 +269,10 @@ class VectorEngine(wiring.Component):
             connect(m, reader.vector, buffer.input)
         x, other, choice = (buffer.output for buffer in buffers)
         label_lane, label = Signal(range(lanes_count)), Signal(8)
-        routes = ((x, lanes.x, in_lanes & ~pool_first), (other, lanes.other, in_lanes),
-                  (choice, lanes.choice, in_lanes),
+        to_lanes = Signal()
+        m.d.sync += to_lanes.eq(command.function.matches(*stages) & ~(command.pool & command.state))
+        # The lanes take what they need of sources 1 and 2 while there is work, so these need no gate.
+        routes = ((x, lanes.x, to_lanes), (other, lanes.other, Const(1)), (choice, lanes.choice, Const(1)),
                   (x, wide.x, is_wide), (other, wide.y, is_wide), (choice, wide.z, is_wide),
                   (lanes.words, wide.draw, is_wide),
                   *((x, loss.logits, active) for active, loss in losses),

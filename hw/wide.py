@@ -119,17 +119,18 @@ class WideLanes(wiring.Component):
                                 (("control", lane_control), ("a", operands), ("b", operands), ("minus", processors)))
         fate = data.StructLayout({"valid": 1, "writes": 1, "dst": 4 + len(part), "turn": range(TURNS)})
         stages = [Signal(fate, name=f"stage{k}") for k in (1, 2, 3)]
-        issue, waiting = Signal(), Signal()     # operands are taken; a serial unit works on them
+        # Operands are taken; no serial unit works on them (not inverted, as the multipliers' registers must have it).
+        issue, flows = Signal(), Signal(init=1)
         resume = Signal()                       # a serial unit has the result for which an instruction waited
         m.d.sync += [stages[0].valid.eq((issue & ~work.serial) | resume),
                      stages[1].eq(stages[0]), stages[2].eq(stages[1])]
         with m.If(issue):
             m.d.sync += [turn.eq(phase + 1) for turn in (turn_a, turn_b, phase)]
         with m.If(issue & work.serial):
-            m.d.sync += waiting.eq(1)
+            m.d.sync += flows.eq(0)
         with m.If(resume):
-            m.d.sync += waiting.eq(0)
-        with m.If(~waiting):
+            m.d.sync += flows.eq(1)
+        with m.If(flows):
             m.d.sync += [control.eq(work), stages[0].dst.eq(Cat(word.dst[:4], part)), stages[0].turn.eq(phase),
                          stages[0].writes.eq(writes)]
             for p in range(processors):
@@ -149,10 +150,12 @@ class WideLanes(wiring.Component):
             results.append(lane.result)
             magnitude = magnitude | lane.magnitude
         seen = [Signal(BITS, name=f"seen{k}", reset_less=True) for k in range(RANGES)]
+        lengths = [Signal(7, name=f"length{k}", reset_less=True) for k in range(RANGES)]
+        m.d.comb += [out.eq(length) for out, length in zip(self.ranges, lengths, strict=True)]
         nonzero, measuring = Signal(RANGES), Signal()       # of a bit length at a time
         counts_range = Signal()
         m.d.sync += counts_range.eq(stages[0].valid & control.range)
-        for k, (bits, length) in enumerate(zip(seen, self.ranges, strict=True)):
+        for k, (bits, length) in enumerate(zip(seen, lengths, strict=True)):
             m.d.sync += nonzero[k].eq(bits[1:].any() | (bits[0] & ~(measuring & nonzero[k])))
             with m.If(counts_range & (stages[1].dst[:4] == k)):
                 m.d.sync += bits.eq(bits | magnitude)
@@ -217,7 +220,7 @@ class WideLanes(wiring.Component):
         m.d.comb += [nest.step.eq(again), nest.load.eq(opening)]
         m.d.sync += opening.eq(0)
         with m.If(opening):
-            m.d.sync += [*[bits.eq(0) for bits in seen], *[length.eq(0) for length in self.ranges]]
+            m.d.sync += [*[bits.eq(0) for bits in seen], *[length.eq(0) for length in lengths]]
         m.d.sync += self.illegal.eq(0)
         with m.FSM():
             with m.State("IDLE"):

@@ -190,7 +190,7 @@ PROOFS = [
         Fault("hw/product.py", "& (self.stored == issued))", ")"),
         Fault("hw/core.py", "vector.stored.eq(product.stored)", "vector.stored.eq(product.fed)"),
         Fault("hw/core.py", "& reached(self.completed, decode.header.wait_vector)", ""),
-        Fault("hw/sequencer.py", "self.valid.eq(self.words.p.legal)", "self.valid.eq(1)")), engine=BY_BITS),
+        Fault("hw/sequencer.py", "self.valid.eq(stage.word.legal)", "self.valid.eq(1)")), engine=BY_BITS),
     Proof("control/sequencer", SequencerProof, 26, (
         Fault("hw/sequencer.py", "quiet.eq(self.engines_idle & ~moving)", "quiet.eq(1)"),
         Fault("hw/sequencer.py", "next_line < self.limit >> line_shift", "1"),

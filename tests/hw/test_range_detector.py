@@ -16,7 +16,7 @@ def _lane(rng):
 def test_running_maximum(lanes):
     rng = random.Random(lanes)
     dut = RangeDetector(lanes)
-    assert dut.latency == 2 + (lanes - 1).bit_length()
+    assert dut.latency == 2 + 2 * (lanes - 1).bit_length()
 
     async def bench(ctx):
         maximum, expected = 0, []      # (value, complete) after each cycle

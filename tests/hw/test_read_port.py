@@ -156,7 +156,7 @@ def test_a_stalled_client_does_not_block_the_others():
 
     async def never_takes(ctx):
         await ctx.tick()
-        await stream_put(ctx, dut.clients[0].request, range(9))     # four, and some that wait in the port
+        await stream_put(ctx, dut.clients[0].request, range(8))     # four, and four that wait in the port
 
     async def takes(ctx):
         ctx.set(dut.window_limit, 0xFFFF_FFFF)

@@ -95,6 +95,7 @@ class Bench:
         values = []
         for k in range(REGISTERS):
             ctx.set(self.dut.select, k)
+            await ctx.tick()
             values.append(ctx.get(self.dut.value))
         return values
 
@@ -156,6 +157,7 @@ def test_each_operation_at_the_edges(code):
             await b.command(ctx, words)
             for k in (1, 2, 3, 4):
                 ctx.set(b.dut.select, k)
+                await ctx.tick()
                 assert ctx.get(b.dut.value) == expected[k], (x, y, k)
             assert b.errors == errors, (x, y)
 
