@@ -150,14 +150,11 @@ class Core(wiring.Component):
 
         # Engines are reset through registers of their own, a cycle later: the reset of the core reaches few flip-flops,
         # and those of an engine need no gate that joins several resets.
-        restarts = []
-
         def engine(name, unit):
             restart = Signal(init=1, name=f"restart_{name}", attrs={"keep": 1})
             m.domains += ClockDomain(name, local=True)
             m.d.sync += restart.eq(engine_reset)
             m.d.comb += [ClockSignal(name).eq(ClockSignal()), ResetSignal(name).eq(restart)]
-            restarts.append(restart)
             return DomainRenamer(name)(unit)
 
         registers = Registers(config, len(COUNTERS))
@@ -168,7 +165,8 @@ class Core(wiring.Component):
         m.submodules.sequencer = engine("sequencer", sequencer)
         m.submodules.product_engine = engine("product", product)
         m.submodules.vector_engine = engine("vector", vector)
-        alive = ~restarts[0]         # what engines report a cycle after their stop is void
+        alive = Signal(attrs={"keep": 1})    # what engines report a cycle after their stop is void
+        m.d.sync += alive.eq(~engine_reset)
         m.submodules.reads, m.submodules.writes = reads, writes
         m.submodules.errors, m.submodules.counters = errors, counters
         connect_flat(m, self, "s_axi", registers.bus)

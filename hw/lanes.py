@@ -128,7 +128,7 @@ class Lanes(wiring.Component):
     A vector enters the rounder, and the stages after it, only if there is room for it in the queue behind them, so
     neither ever waits.
 
-    Throughput: one vector per cycle. Latency: RoundShift.latency + 10 cycles. With ``draw`` the first vector is taken
+    Throughput: one vector per cycle. Latency: RoundShift.latency + 11 cycles. With ``draw`` the first vector is taken
     RandomWords.key_latency + RandomWords.latency + 2 cycles after ``start`` at the earliest.
     """
 
@@ -160,7 +160,7 @@ class Lanes(wiring.Component):
             self._random_words(m, rounder, drawn)
 
         pooled = self.pooled         # beside its element through the pipeline of the rounder
-        for k in range(RoundShift.latency if states else 0):
+        for k in range(RoundShift.latency + 1 if states else 0):
             later = [Signal(2, name=f"pooled{k + 1}_{i}", reset_less=True) for i in range(lanes_count)]
             m.d.sync += [after.eq(before) for after, before in zip(later, pooled, strict=True)]
             pooled = later
@@ -171,9 +171,11 @@ class Lanes(wiring.Component):
         m.submodules.rounded = rounded = Fifo(data.ArrayLayout(element, lanes_count), QUEUE)
         enter, step, leaves = Signal(), Signal(), Signal()
         rounder_room = _room(m, "rounder", QUEUE, enter, step)
+        entered, x = Signal(), Signal.like(self.x.payload, reset_less=True)
+        m.d.sync += [entered.eq(enter), x.eq(self.x.payload)]
         m.d.comb += [
             self.x.ready.eq(rounder_room & drawn), enter.eq(self.x.valid & self.x.ready),
-            rounder.i_valid.eq(enter), rounder.x.eq(self.x.payload), rounder.shift.eq(settings.shift),
+            rounder.i_valid.eq(entered), rounder.x.eq(x), rounder.shift.eq(settings.shift),
             rounder.rounding.eq(settings.rounding),
             rounded.input.valid.eq(rounder.o_valid), rounded.output.ready.eq(step),
         ]
@@ -195,20 +197,20 @@ class Lanes(wiring.Component):
         results_room = _room(m, "results", QUEUE, step, leaves)
         chosen, subtracted, measured = Signal(), Signal(), Signal()     # that a vector is in the stage
         into_results = Signal(limited, reset_less=True)
-        need_other, need_choice, complete = Signal(), Signal(), Signal()
+        need_other, need_choice, complete, throttled = Signal(), Signal(), Signal(), Signal()
         m.d.comb += [
-            complete.eq((self.other.valid | ~need_other) & (self.choice.valid | ~need_choice)),
+            complete.eq((self.other.valid | ~need_other) & (self.choice.valid | ~need_choice) & ~(chosen & throttled)),
             step.eq(rounded.output.valid & complete & results_room), leaves.eq(output.valid & output.ready),
             self.other.ready.eq(step & need_other & (~settings.label | nest.at_last[4:].all())),
             self.choice.ready.eq(step & need_choice),
             self.starved.eq((rounder_room & ~self.x.valid) | (rounded.output.valid & results_room & ~complete)),
-            nest.load.eq(self.start),
-            nest.step.eq(step),
+            # The loops follow a cycle later, except that labels need them at once: their vectors come in every other.
+            nest.load.eq(self.start), nest.step.eq(chosen),
             output.valid.eq(results.output.valid), results.output.ready.eq(output.ready),
             output.payload.eq(results.output.payload.values), self.state.eq(results.output.payload.states),
             results.input.payload.eq(into_results),
         ]
-        m.d.sync += [need_other.eq(settings.mask | settings.subtract | settings.label),
+        m.d.sync += [need_other.eq(settings.mask | settings.subtract | settings.label), throttled.eq(settings.label),
                      need_choice.eq(settings.unpool | settings.blocked.any())]
         position = Cat(~nest.at_first[4], ~nest.at_first[2])
         bound, least, target = Signal(31), Signal(signed(32)), Signal(32)
@@ -228,22 +230,24 @@ class Lanes(wiring.Component):
             y, other = head.y, self.other.payload[i]
             source2 = data.View(lane_state(), self.choice.payload[i].as_unsigned()[:lane_state().size])
             zero = ((settings.relu & (y < 0)) | (settings.mask & (other <= 0))
-                    | (settings.unpool & (source2.position != position))
                     | (settings.blocked & Cat(source2.clipped, source2.inactive)).any())
             minuend, subtrahend = (Signal(signed(32), name=f"{name}_{i}", reset_less=True)
                                    for name in ("minuend", "subtrahend"))
             labelled, zeroed = Signal(name=f"labelled_{i}"), Signal(name=f"zeroed_{i}")
+            unpooled, place = Signal(name=f"unpooled_{i}"), Signal(2, name=f"place_{i}", reset_less=True)
             difference = Signal(signed(34), name=f"difference_{i}", reset_less=True)
             value, above, below = (Signal(shape, name=f"{name}_{i}", reset_less=True) for name, shape in (
                 ("value", signed(34)), ("above", 1), ("below", 1)))
             state = [Signal(lane_state(), name=f"state{k}_{i}", reset_less=True) for k in range(3)]
             m.d.sync += [
                 minuend.eq(Mux(settings.subtract, other, y)), zeroed.eq(~settings.subtract & zero),
+                place.eq(source2.position),
                 subtrahend.eq(Mux(settings.subtract, y, 0)), labelled.eq(here & (self.label[:lane_bits] == i)),
-                difference.eq(Mux(zeroed, 0, minuend) - Mux(labelled, target, subtrahend)),
+                difference.eq(Mux(zeroed | unpooled, 0, minuend) - Mux(labelled, target, subtrahend)),
                 value.eq(difference), above.eq(difference > bound), below.eq(difference < least),
                 into_results.values[i].eq(Mux(above, bound, Mux(below, least, value))),
             ]
+            m.d.comb += unpooled.eq(settings.unpool & ~settings.subtract & (place != position))
             if states:
                 m.d.sync += [state[0].position.eq(head.pooled), state[0].inactive.eq(~head.positive),
                              state[0].clipped.eq(head.clipped & (head.positive | ~settings.relu)),
@@ -288,4 +292,6 @@ class Lanes(wiring.Component):
             m.d.sync += drawing.eq(0)
         sixteen = settings.rounding == Rounding.STOCHASTIC_16.code
         for i in range(lanes_count):
-            m.d.comb += rounder.draw[i].eq(Mux(sixteen, words.payload[i][16:], words.payload[i]))
+            draw = Signal.like(rounder.draw[i], name=f"draw{i}", reset_less=True)
+            m.d.sync += draw.eq(Mux(sixteen, words.payload[i][16:], words.payload[i]))
+            m.d.comb += rounder.draw[i].eq(draw)

@@ -356,7 +356,7 @@ class ScalarUnit(wiring.Component):
         line = self.write.line
         line_data = data_register(m, line.p.data)
         lane = index[:(lanes - 1).bit_length()]
-        m.d.comb += line.p.strobe.eq(~0)
+        m.d.comb += [line.p.strobe.eq(~0), self.read.request.p.eq(command.load >> line_bits)]
         with m.FSM():
             with m.State("IDLE"):
                 with m.If(self.command.valid):
@@ -367,6 +367,7 @@ class ScalarUnit(wiring.Component):
                     with m.Elif(command.microprogram):
                         m.next = "STORED"
                     with m.Elif(command.enable_load):
+                        m.d.sync += self.read.request.valid.eq(1)
                         m.next = "LOAD"
                     with m.Else():
                         m.next = "FETCH"
@@ -381,10 +382,8 @@ class ScalarUnit(wiring.Component):
             with m.State("STORED"):
                 m.next = "STORE"
             with m.State("LOAD"):
-                m.d.comb += [self.read.request.valid.eq(1),
-                             self.read.request.p.eq(command.load >> line_bits)]
                 with m.If(self.read.request.ready):
-                    m.d.sync += self.read.response.ready.eq(1)
+                    m.d.sync += [self.read.request.valid.eq(0), self.read.response.ready.eq(1)]
                     m.next = "LOADED"
             with m.State("LOADED"):
                 with m.If(self.read.response.valid):

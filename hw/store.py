@@ -69,7 +69,7 @@ class Store(wiring.Component):
                 m.d.sync += [resting.eq(takes), takes.eq(resting)]
             with m.If(takes):
                 m.d.sync += rest.eq(piece[config.line_bits:])
-            piece = Mux(resting, rest, piece[:config.line_bits])
+            piece = Mux(takes, piece[:config.line_bits], rest)
 
         line, item = self.memory.line, addresses.item
         parts = config.line_bits // len(piece)       # results in a line

@@ -68,8 +68,9 @@ class VectorReader(wiring.Component):
         # Address side: request lines, note for each part where it lies.
         m.submodules.addresses = addresses = AddressStream(LEVELS + (parts > 1))
         if parts > 1:
-            m.d.comb += [addresses.count[LEVELS].eq(Mux(self.single, 1, parts)),
-                         addresses.stride[LEVELS].eq(lanes << self.width)]
+            stride = Signal(range(4 * lanes + 1), reset_less=True)       # right before the first step
+            m.d.sync += stride.eq(lanes << self.width)
+            m.d.comb += [addresses.count[LEVELS].eq(Mux(self.single, 1, parts)), addresses.stride[LEVELS].eq(stride)]
         # The part whose request is next. The addresses are one ahead, without a gap, so that no comparison delays
         # a request and the line of the part after it is known.
         place = data.StructLayout({"quarter": 2, "ends": 1})       # ends: the next part is not of this line

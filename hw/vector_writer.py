@@ -56,7 +56,9 @@ class VectorWriter(wiring.Component):
 
         m.submodules.addresses = addresses = AddressStream(LEVELS + (parts > 1))
         if parts > 1:
-            m.d.comb += [addresses.count[LEVELS].eq(parts), addresses.stride[LEVELS].eq(lanes << self.width)]
+            stride = Signal(range(4 * lanes + 1), reset_less=True)       # right before the first step
+            m.d.sync += stride.eq(lanes << self.width)
+            m.d.comb += [addresses.count[LEVELS].eq(parts), addresses.stride[LEVELS].eq(stride)]
         # The place of the next part; the addresses are one ahead, without a gap, so that no comparison delays a part and
         # a line is known to be whole with its last part.
         out, item = self.client.line, addresses.item

@@ -110,26 +110,29 @@ class WritePort(wiring.Component):
             buffers.append(buffer)
             # A line's data goes to its place at once. Its address comes into registers, whose ready is one too, and rests
             # in another while it is compared with the window.
-            m.submodules[f"line{i}"] = offered = Fifo(client.line.payload.address.shape(), 2, fall_through=True)
+            m.submodules[f"line{i}"] = offered = Fifo(client.line.payload.address.shape(), 4, fall_through=True)
             taken = Signal(line_layout(config), name=f"taken{i}", reset_less=True)
             held, inside = Signal(name=f"held{i}"), Signal(name=f"inside{i}")
             dropping = Signal(name=f"dropping{i}")
             after = Signal(address_bits, name=f"after{i}")
             pending = Signal(range(OUTSTANDING_LINES + BUFFER_LINES + BURST_LINES), name=f"pending{i}")
             leaves, kept = Signal(name=f"leaves{i}"), Signal(name=f"kept{i}")
+            # There is room, in both queues, for the line that comes now and for one that came in the cycle before.
+            open_ = Signal(name=f"open{i}")
+            m.d.sync += open_.eq((offered.level <= 2) & (buffer.level <= BUFFER_LINES - 2))
             m.d.comb += [
                 # A line outside the window stays until the error it is has halted the port.
                 leaves.eq(coalescer.line.ready & inside), kept.eq(held & leaves),
-                client.line.ready.eq(offered.input.ready & buffer.input.ready & ~halted),
-                offered.input.valid.eq(client.line.valid & buffer.input.ready & ~halted),
-                buffer.input.valid.eq(client.line.valid & offered.input.ready & ~halted),
+                client.line.ready.eq(open_ & ~halted),
+                offered.input.valid.eq(client.line.valid & open_ & ~halted),
+                buffer.input.valid.eq(client.line.valid & open_ & ~halted),
                 offered.input.payload.eq(client.line.payload.address), offered.output.ready.eq(~held | leaves),
                 buffer.input.payload.data.eq(client.line.payload.data),
                 buffer.input.payload.strobe.eq(client.line.payload.strobe),
                 buffer.clear.eq(calm & halted),          # of the data of lines that were dropped
                 window.lines[i].eq(offered.output.payload),
                 # A full buffer empties by itself: it holds more than the burst that is being collected.
-                coalescer.hold.eq(~buffer.input.ready),
+                coalescer.hold.eq(~open_),
                 coalescer.line.valid.eq(held & inside), coalescer.line.payload.eq(taken),
                 outside[i].eq(held & ~inside), errors.sources[i].valid.eq(outside[i] & ~halted),
                 errors.sources[i].report.code.eq(ErrorCode.WRITE_OUTSIDE_WINDOW),
