@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import enum
 
-from amaranth.hdl import ClockDomain, ClockSignal, DomainRenamer, Module, Mux, ResetSignal, Signal
+from amaranth.hdl import Cat, ClockDomain, ClockSignal, DomainRenamer, Module, Mux, ResetSignal, Signal
 from amaranth.lib import stream, wiring
 from amaranth.lib.wiring import In, Out, connect, flipped
 
@@ -224,9 +224,13 @@ class Core(wiring.Component):
         )
         for source, (valid, code, address, _) in zip(errors.sources, reports, strict=True):
             m.d.comb += [source.valid.eq(valid), source.report.code.eq(code), source.report.address.eq(address)]
-        for valid, _, _, where in reversed(reports):
-            with m.If(valid & ~errors.found):
-                m.d.sync += descriptor.eq(where)
+        fresh, where = Signal(), Signal.like(descriptor)         # of the cycle before
+        m.d.sync += fresh.eq(Cat(valid for valid, *_ in reports).any() & ~errors.found)
+        for valid, *_, origin in reversed(reports):
+            with m.If(valid):
+                m.d.sync += where.eq(origin)
+        with m.If(fresh):
+            m.d.sync += descriptor.eq(where)
         m.d.comb += [
             errors.clear.eq(soft_reset), registers.error.eq(errors.error), registers.error_code.eq(errors.code),
             registers.error_address.eq(errors.address), registers.error_descriptor.eq(descriptor),

@@ -197,9 +197,9 @@ class Lanes(wiring.Component):
         results_room = _room(m, "results", QUEUE, step, leaves)
         chosen, subtracted, measured = Signal(), Signal(), Signal()     # that a vector is in the stage
         into_results = Signal(limited, reset_less=True)
-        need_other, need_choice, complete, throttled = Signal(), Signal(), Signal(), Signal()
+        need_other, need_choice, complete, paused = Signal(), Signal(), Signal(), Signal()
         m.d.comb += [
-            complete.eq((self.other.valid | ~need_other) & (self.choice.valid | ~need_choice) & ~(chosen & throttled)),
+            complete.eq((self.other.valid | ~need_other) & (self.choice.valid | ~need_choice) & ~paused),
             step.eq(rounded.output.valid & complete & results_room), leaves.eq(output.valid & output.ready),
             self.other.ready.eq(step & need_other & (~settings.label | nest.at_last[4:].all())),
             self.choice.ready.eq(step & need_choice),
@@ -210,7 +210,7 @@ class Lanes(wiring.Component):
             output.payload.eq(results.output.payload.values), self.state.eq(results.output.payload.states),
             results.input.payload.eq(into_results),
         ]
-        m.d.sync += [need_other.eq(settings.mask | settings.subtract | settings.label), throttled.eq(settings.label),
+        m.d.sync += [need_other.eq(settings.mask | settings.subtract | settings.label), paused.eq(step & settings.label),
                      need_choice.eq(settings.unpool | settings.blocked.any())]
         position = Cat(~nest.at_first[4], ~nest.at_first[2])
         bound, least, target = Signal(31), Signal(signed(32)), Signal(32)

@@ -39,12 +39,13 @@ class StreamRegister(wiring.Component):
         m = Module()
         m.d.comb += self.i.ready.eq(~self.o.valid)
         payload = data_register(m, self.o.payload)
-        with m.If(self.i.ready):      # the payload follows its source until it is valid: a short enable
+        vacant = Signal(init=1)       # the complement of o.valid, which moves every bit
+        with m.If(vacant):            # the payload follows its source until it is valid: a short enable
             m.d.sync += payload.eq(self.i.payload)
         with m.If(self.i.valid & self.i.ready):
-            m.d.sync += self.o.valid.eq(1)
+            m.d.sync += [self.o.valid.eq(1), vacant.eq(0)]
         with m.Elif(self.o.ready):
-            m.d.sync += self.o.valid.eq(0)
+            m.d.sync += [self.o.valid.eq(0), vacant.eq(1)]
         return m
 
 

@@ -64,9 +64,11 @@ class DescriptorRegister(wiring.Component):
         words = [Signal(32, name=f"word{k}", reset_less=True) for k in range(count)]
         # A word comes into a register beside those of the descriptor, and from there to its place.
         came, stage = Signal(), Signal(data.StructLayout({"word": descriptor_word, "address": ADDRESS_BITS}), reset_less=True)
-        m.d.comb += self.words.ready.eq(~self.valid & ~(came & stage.word.last))
-        m.d.sync += [came.eq(self.words.valid & self.words.ready), stage.word.eq(self.words.p),
-                     stage.address.eq(self.address)]
+        full, accept = Signal(), Signal()        # no word may come; one does
+        m.d.comb += [self.words.ready.eq(~full), accept.eq(self.words.valid & ~full)]
+        m.d.sync += [came.eq(accept), stage.word.eq(self.words.p), stage.address.eq(self.address)]
+        with m.If(accept & self.words.p.last):
+            m.d.sync += full.eq(self.words.p.legal)
         with m.If(came):
             for k, word in enumerate(words):
                 with m.If(stage.word.index == k):
@@ -74,7 +76,7 @@ class DescriptorRegister(wiring.Component):
             with m.If(stage.word.last):
                 m.d.sync += [self.valid.eq(stage.word.legal), self.held_address.eq(stage.address)]
         with m.If(self.release):
-            m.d.sync += self.valid.eq(0)
+            m.d.sync += [self.valid.eq(0), full.eq(0)]
         for label, (opcode, _) in self.sections.items():
             for (owner, name), (word, bit, field) in offsets(opcode).items():
                 if owner == label:

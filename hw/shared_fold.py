@@ -55,16 +55,16 @@ class SharedFold(wiring.Component):
         m.submodules.fold = fold = Fold(self.config)
         m.submodules.raw = raw = Fifo(self.config.line_bits, FOLD_LINES)
         owner, owned = Signal(), Signal()
+        first = Signal(init=1)       # the complement of `owner`, so that not every bit of a line hangs on its net
         taken, wanted = Signal(), Array(client.wanted for client in self.clients)
         with m.If(~owned):
-            m.d.sync += [owned.eq(wanted[0] | wanted[1]), owner.eq(~wanted[0])]
+            m.d.sync += [owned.eq(wanted[0] | wanted[1]), owner.eq(~wanted[0]), first.eq(wanted[0])]
         with m.Elif(~wanted[owner]):
             m.d.sync += owned.eq(0)
 
-        lines = Array(client.raw.data for client in self.clients)
         m.d.comb += [
             fold.settings.eq(Mux(owner, self.clients[1].settings, self.clients[0].settings)),
-            raw.input.payload.eq(lines[owner]),
+            raw.input.payload.eq(Mux(first, self.clients[0].raw.data, self.clients[1].raw.data)),
             fold.line.valid.eq(raw.output.valid), fold.line.payload.eq(raw.output.payload),
             raw.output.ready.eq(fold.line.ready | ~fold.busy),       # lines after the last row are dropped
             taken.eq(raw.output.valid & raw.output.ready), fold.packed.ready.eq(1),

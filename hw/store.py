@@ -94,9 +94,10 @@ class Store(wiring.Component):
         m.d.sync += [detector.valid.eq(sent), detector.clear.eq(sent & item.payload.first),
                      detector.last.eq(sent & item.payload.last)]
 
-        # There is an address from the first cycle of SEND to its last.
-        m.d.comb += [line.valid.eq(item.valid & (self.result.valid | resting)),
-                     self.result.ready.eq(item.valid & line.ready & takes),
+        # There is an address from the first cycle of SEND to its last, when `sending` is high, too.
+        sending = Signal()
+        m.d.comb += [line.valid.eq(sending & (self.result.valid | resting)),
+                     self.result.ready.eq(sending & line.ready & takes),
                      item.ready.eq((self.result.valid | resting) & line.ready)]
         ranged = Signal()       # the command's range was delivered in an earlier cycle
         with m.FSM():
@@ -105,6 +106,7 @@ class Store(wiring.Component):
                 with m.If(self.command.valid):
                     with m.If(self.command.payload.enable):
                         m.d.comb += addresses.load.eq(1)
+                        m.d.sync += sending.eq(1)
                         m.next = "SEND"
                     with m.Else():
                         m.d.comb += [self.command.ready.eq(1), self.done.eq(1)]
@@ -114,6 +116,7 @@ class Store(wiring.Component):
                     self.stalled_in.eq(~line.valid), self.stalled_out.eq(line.valid & ~line.ready),
                 ]
                 with m.If(line.valid & line.ready & item.payload.last):
+                    m.d.sync += sending.eq(0)
                     m.next = "ACKNOWLEDGE"
             with m.State("ACKNOWLEDGE"):
                 m.d.comb += [self.busy.eq(1), self.stalled_out.eq(~self.memory.idle)]

@@ -111,9 +111,9 @@ class WideLanes(wiring.Component):
         m.d.comb += [port_a.addr.eq(Cat(word.a[:4], part)), port_b.addr.eq(Cat(word.b[:4], part))]
 
         # Operands of the instruction, for the lanes whose turn it is; what becomes of the result two cycles later.
-        # `turn_a` and `turn_b` select wide operands; `phase`, their copy, decides.
-        turn_a, turn_b, phase = (Signal(range(TURNS), name=name, attrs={"keep": 1})
-                                 for name in ("turn_a", "turn_b", "phase"))
+        # `turns` select the halves of wide operands; `phase`, their copy, decides.
+        turns = [[Signal(range(TURNS), name=f"turn_{name}{k}", attrs={"keep": 1}) for k in range(2)] for name in "ab"]
+        phase = Signal(range(TURNS), attrs={"keep": 1})
         operands = data.ArrayLayout(signed(BITS), processors)
         control, a, b, minus = (Signal(shape, name=name, reset_less=True) for name, shape in
                                 (("control", lane_control), ("a", operands), ("b", operands), ("minus", processors)))
@@ -125,17 +125,19 @@ class WideLanes(wiring.Component):
         m.d.sync += [stages[0].valid.eq((issue & ~work.serial) | resume),
                      stages[1].eq(stages[0]), stages[2].eq(stages[1])]
         with m.If(issue):
-            m.d.sync += [turn.eq(phase + 1) for turn in (turn_a, turn_b, phase)]
+            m.d.sync += [turn.eq(phase + 1) for turn in (*turns[0], *turns[1], phase)]
         with m.If(issue & work.serial):
             m.d.sync += flows.eq(0)
         with m.If(resume):
             m.d.sync += flows.eq(1)
+        half = BITS // 2
         with m.If(flows):
             m.d.sync += [control.eq(work), stages[0].dst.eq(Cat(word.dst[:4], part)), stages[0].turn.eq(phase),
                          stages[0].writes.eq(writes)]
             for p in range(processors):
-                own_a, own_b = (Array(port.data[t * processors + p] for t in range(TURNS))[turn]
-                                for port, turn in ((port_a, turn_a), (port_b, turn_b)))
+                own_a, own_b = (Cat(Array(port.data[t * processors + p][k * half:][:half] for t in range(TURNS))[turn]
+                                    for k, turn in enumerate(pair)).as_signed()
+                                for port, pair in ((port_a, turns[0]), (port_b, turns[1])))
                 m.d.sync += [a[p].eq(own_a), b[p].eq(Mux(of_lane, own_b, shared)),
                              minus[p].eq(Mux(work.range, own_a[-1], work.subtract))]
 
