@@ -30,9 +30,10 @@ class CoreConfig:
     name : identifies the configuration in file names and reports.
     rows, columns : processing elements of the systolic array; powers of two, 4 to 32, may differ. A *vector*
         is ``max(rows, columns)`` channels.
-    lanes : elements that the vector engine works on per cycle: a vector (default), or half of one. A *line*, the unit in
-        which the core talks to memory, has 4 bytes for each lane: it is 4 or 2 vectors of int8, all or half of a vector
-        of int32. Half the lanes make the core smaller and passes over memory twice as long.
+    lanes : elements that the vector engine works on per cycle: a vector (default), or half of one, at least 4. A
+        *line*, the unit in which the core talks to memory, has 4 bytes for each lane: it is 4 or 2 vectors of int8, all
+        or half of a vector of int32. Half the lanes make a smaller core whose passes over memory take up to twice as
+        long.
     beat_bytes : AXI data width in bytes, a power of two from 8 up to the line (default: the line).
     buffer_lines : lines in each of the two banks of each operand buffer.
     accumulator_entries : int32 vectors held below the array while they are summed over taps and channel tiles.

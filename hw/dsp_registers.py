@@ -20,9 +20,10 @@ PLAIN = {"CLKMUX": "CLK", "LSRMUX": "LSR", "REGSET": "RESET"}    # no inverters;
 def absorb_registers(netlist: dict) -> int:
     """Move flip-flops into the MULT18X18D between them, wherever the circuit stays the same bit for bit.
 
-    A multiplier is changed if each bit of its operands comes from a flip-flop or is a constant 0 and each bit of its product goes to one
-    and nowhere else, all of one clock, the bits of an operand or of the product with one enable or one synchronous
-    reset. Operand flip-flops with other readers stay besides, with the same value in every cycle: all start at 0.
+    A multiplier is changed if each bit of its operands comes from a flip-flop or is a constant 0 and each bit of its
+    product goes to one flip-flop and nowhere else, all of one clock, the bits of an operand or of the product with one
+    enable or one synchronous reset. Operand flip-flops with other readers stay besides, with the same value in every
+    cycle: all start at 0.
 
     netlist : what yosys's ``write_json`` writes after synth_ecp5, flattened; changed in place.
     Returns the number of flip-flops saved.

@@ -210,7 +210,8 @@ class Lanes(wiring.Component):
             output.payload.eq(results.output.payload.values), self.state.eq(results.output.payload.states),
             results.input.payload.eq(into_results),
         ]
-        m.d.sync += [need_other.eq(settings.mask | settings.subtract | settings.label), paused.eq(step & settings.label),
+        m.d.sync += [need_other.eq(settings.mask | settings.subtract | settings.label),
+                     paused.eq(step & settings.label),
                      need_choice.eq(settings.unpool | settings.blocked.any())]
         position = Cat(~nest.at_first[4], ~nest.at_first[2])
         bound, least, target = Signal(31), Signal(signed(32)), Signal(32)
@@ -258,7 +259,8 @@ class Lanes(wiring.Component):
         """The five loops, and one more over the parts of a vector."""
         parts = self.config.parts
         nest = LoopNest(5 + (parts > 1), values)
-        m.d.comb += [*(nest.count[k].eq(self.count[k]) for k in range(5)), *(count.eq(parts) for count in nest.count[5:])]
+        m.d.comb += [*(nest.count[k].eq(self.count[k]) for k in range(5)),
+                     *(count.eq(parts) for count in nest.count[5:])]
         return nest
 
     def _random_words(self, m, rounder, drawn):

@@ -29,8 +29,8 @@ class MaxPool(wiring.Component):
     ----------
     input : In stream of ``lanes`` x signed(32). output : Out stream of ``pooled(lanes)``.
 
-    Throughput: one part per cycle; a window's second result leaves two cycles after its first. Latency: three cycles
-    from the last vector of a window to the result.
+    Throughput: one part per cycle, but a window of two parts takes 10 cycles: results leave every other. Latency: three
+    cycles from the last vector of a window to the result.
     """
 
     def __init__(self, lanes: int, parts: int = 1):
@@ -50,8 +50,8 @@ class MaxPool(wiring.Component):
         vector, there, vacant = Signal.like(self.input.payload, reset_less=True), Signal(), Signal(init=1)
         best = [Signal(self.output.payload.shape(), name=f"best{k}", reset_less=True) for k in range(self.parts)]
         complete, go = Signal(), Signal(init=1)
-        # Of `best` the first is that of the last part, the last that of the part at hand. A complete window moves to the output when that is empty, which it is long before the next one is complete.
-        # `go`, a register, says that there is no complete window, or an empty output for it; it may be a cycle late, as
+        # Of `best` the first is that of the last part, the last that of the part at hand. A complete window moves to
+        # the output when that is empty, which it is long before the next one is complete. `go`, a register, says that there is no complete window, or an empty output for it; it may be a cycle late, as
         # it does not look at the output's ready.
         full = Signal()
         m.d.comb += [full.eq(there & (position == WINDOW - 1)), self.input.ready.eq(~there | go)]
@@ -63,7 +63,8 @@ class MaxPool(wiring.Component):
         with m.If(go):
             m.d.sync += complete.eq(full)
         with m.If(there & go):
-            m.d.sync += [count.eq(count + 1), *(after.eq(before) for before, after in zip(best[-1:] + best, best))]
+            m.d.sync += [count.eq(count + 1), best[0].eq(best[-1]),
+                         *(after.eq(before) for before, after in zip(best, best[1:], strict=False))]
             for i in range(self.lanes):
                 with m.If((position == 0) | (vector[i] > best[-1].value[i])):
                     m.d.sync += [best[0].value[i].eq(vector[i]), best[0].choice[i].eq(position)]

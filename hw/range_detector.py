@@ -31,8 +31,8 @@ class RangeDetector(wiring.Component):
     value : Out(32)  maximum so far (registered, held).
     complete : Out(1)  ``value`` includes the cycle that was marked ``last``.
 
-    Latency: ``latency`` = 2 + 2 * ceil(log2(lanes)) cycles from a vector to ``value``: one for the magnitudes, two for each
-    level of the tree (comparison, choice), one for the running maximum. One vector per cycle.
+    Latency: ``latency`` = 2 + 2 * ceil(log2(lanes)) cycles from a vector to ``value``: one for the magnitudes, two for
+    each level of the tree (comparison, choice), one for the running maximum. One vector per cycle.
     """
 
     def __init__(self, lanes: int):

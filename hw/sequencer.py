@@ -63,7 +63,8 @@ class DescriptorRegister(wiring.Component):
         count = 1 + max(last_word(opcode) for opcode in self.opcodes)
         words = [Signal(32, name=f"word{k}", reset_less=True) for k in range(count)]
         # A word comes into a register beside those of the descriptor, and from there to its place.
-        came, stage = Signal(), Signal(data.StructLayout({"word": descriptor_word, "address": ADDRESS_BITS}), reset_less=True)
+        staged = data.StructLayout({"word": descriptor_word, "address": ADDRESS_BITS})
+        came, stage = Signal(), Signal(staged, reset_less=True)
         full, accept = Signal(), Signal()        # no word may come; one does
         m.d.comb += [self.words.ready.eq(~full), accept.eq(self.words.valid & ~full)]
         m.d.sync += [came.eq(accept), stage.word.eq(self.words.p), stage.address.eq(self.address)]

@@ -20,8 +20,8 @@ store_command = data.StructLayout({"enable": 1, "store": STORE.layout})
 class Store(wiring.Component):
     """Writes the result vectors of product blocks to memory (docs/core.md, descriptor section ``store``).
 
-    For each iteration of loops 0 to 3 the next ``run`` result vectors go to consecutive vectors of memory. A result that
-    is longer than a line leaves in several; of one that is shorter, the address's offset in the line selects which
+    For each iteration of loops 0 to 3 the next ``run`` result vectors go to consecutive vectors of memory. A result
+    that is longer than a line leaves in two; of one that is shorter, the address's offset in the line selects which
     ``4 * columns`` bytes are written.
 
     Attributes

@@ -208,8 +208,8 @@ class VectorEngine(wiring.Component):
             else:
                 connect(m, flipped(port), writer.client)
 
-        # Loops. Targets do not step inside a pooling window, labels not inside a sample. Counts that depend on such things
-        # are in registers; they are right before the loops begin.
+        # Loops. Targets do not step inside a pooling window, labels not inside a sample. Counts that depend on such
+        # things are in registers; they are right before the loops begin.
         def settled(value):
             register = Signal.like(value, name="settled_count", reset_less=True)
             m.d.sync += register.eq(value)

@@ -59,8 +59,8 @@ class VectorWriter(wiring.Component):
             stride = Signal(range(4 * lanes + 1), reset_less=True)       # right before the first step
             m.d.sync += stride.eq(lanes << self.width)
             m.d.comb += [addresses.count[LEVELS].eq(parts), addresses.stride[LEVELS].eq(stride)]
-        # The place of the next part; the addresses are one ahead, without a gap, so that no comparison delays a part and
-        # a line is known to be whole with its last part.
+        # The place of the next part; the addresses are one ahead, without a gap, so that no comparison delays a part
+        # and a line is known to be whole with its last part.
         out, item = self.client.line, addresses.item
         following = item.payload.address[lane_bits + 2:]
         line, placed = Signal.like(following), Signal()

@@ -22,7 +22,7 @@ TURNS = 4
 
 
 class WideLanes(wiring.Component):
-    """Runs a microprogram once per iteration of five loops, or once for each part of L = ``config.lanes`` elements of the
+    """Runs a microprogram once per iteration of five loops, for each part of L = ``config.lanes`` elements of the
     iteration's vectors.
 
     At the start of an iteration lane registers 0, 1, 2 take the vectors of ``x``, ``y``, ``z``, sign-extended, and
@@ -47,9 +47,9 @@ class WideLanes(wiring.Component):
     starved : Out(1)  waits for a source. illegal : Out(1)  pulse: unknown operation; the run ends.
 
     Cycles of a run: five to begin, and of a part: one per source in use (at least one) and one more, one for END, 4 per
-    instruction, one more for a WRITE right after a WRITE, one more if the last instruction changes a register. SQRT takes
-    18 L more, DIVIDE 66 L (one unit serves the lanes in turn). After the last iteration up to 64 cycles for each of the
-    4 ranges, all at once.
+    instruction, one more for a WRITE right after a WRITE, one more if the last instruction changes a register. SQRT
+    takes 18 L more, DIVIDE 66 L (one unit serves the lanes in turn). After the last iteration up to 64 cycles for each
+    of the 4 ranges, all at once.
     """
 
     def __init__(self, config: CoreConfig):
@@ -71,7 +71,8 @@ class WideLanes(wiring.Component):
         lanes, processors = self.config.lanes, self.config.lanes // TURNS
         parts = self.config.parts
         m.submodules.nest = nest = LoopNest(5 + (parts > 1), {})
-        m.d.comb += [*(nest.count[k].eq(self.count[k]) for k in range(5)), *(count.eq(parts) for count in nest.count[5:])]
+        m.d.comb += [*(nest.count[k].eq(self.count[k]) for k in range(5)),
+                     *(count.eq(parts) for count in nest.count[5:])]
 
         # Microprogram: `word` is executed, `upcoming` comes next, also around the end of an iteration, and `fetch.data`
         # is the instruction at `pc`. What has to be known about the word is in registers beside it.
@@ -102,7 +103,7 @@ class WideLanes(wiring.Component):
                 writes.eq(~upcoming.op.matches(WideOperation.RANGE, WideOperation.WRITE)),
             ]
 
-        # Lane registers: one memory, because all lanes use the same addresses. `part` is its upper half in a second part.
+        # Lane registers: one memory, because all lanes use the same addresses; its upper half is that of second parts.
         row = data.ArrayLayout(signed(BITS), lanes)
         part = Signal() if parts > 1 else Const(0, 0)
         m.submodules.registers = registers = memory.Memory(shape=row, depth=parts * LANE_REGISTERS, init=[])
@@ -179,7 +180,8 @@ class WideLanes(wiring.Component):
             *(source.ready.eq(bit) for source, bit in zip(sources, chosen, strict=True)),
         ]
         loaded, into = Signal(), Signal(len(write.addr), reset_less=True)
-        m.d.sync += [loaded.eq(loads), into.eq(Cat(selects[1] | selects[3], selects[2] | selects[3], Const(0, 2), part))]
+        m.d.sync += [loaded.eq(loads),
+                     into.eq(Cat(selects[1] | selects[3], selects[2] | selects[3], Const(0, 2), part))]
         m.d.comb += write.addr.eq(Mux(written, stages[2].dst, into))
         for lane in range(lanes):
             t, p = divmod(lane, processors)

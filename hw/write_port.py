@@ -108,8 +108,8 @@ class WritePort(wiring.Component):
             wiring.connect(m, coalescer.burst, ready_burst.input)
             bursts.append(ready_burst.output)
             buffers.append(buffer)
-            # A line's data goes to its place at once. Its address comes into registers, whose ready is one too, and rests
-            # in another while it is compared with the window.
+            # A line's data goes to its place at once. Its address comes into a queue and rests in a register behind it
+            # while it is compared with the window.
             m.submodules[f"line{i}"] = offered = Fifo(client.line.payload.address.shape(), 4, fall_through=True)
             taken = Signal(line_layout(config), name=f"taken{i}", reset_less=True)
             held, inside = Signal(name=f"held{i}"), Signal(name=f"inside{i}")
