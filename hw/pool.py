@@ -51,8 +51,9 @@ class MaxPool(wiring.Component):
         best = [Signal(self.output.payload.shape(), name=f"best{k}", reset_less=True) for k in range(self.parts)]
         complete, go = Signal(), Signal(init=1)
         # Of `best` the first is that of the last part, the last that of the part at hand. A complete window moves to
-        # the output when that is empty, which it is long before the next one is complete. `go`, a register, says that there is no complete window, or an empty output for it; it may be a cycle late, as
-        # it does not look at the output's ready.
+        # the output when that is empty, which it is long before the next one is complete. `go`, a register, says that
+        # there is no complete window, or an empty output for it; it may be a cycle late, as it does not look at the
+        # output's ready.
         full = Signal()
         m.d.comb += [full.eq(there & (position == WINDOW - 1)), self.input.ready.eq(~there | go)]
         m.d.sync += go.eq(~Mux(go, full & (complete | self.output.valid), self.output.valid))
