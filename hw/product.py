@@ -108,7 +108,7 @@ class ProductEngine(wiring.Component):
         # Each unit takes its part of the descriptor once; the descriptor leaves when all have. Counts only grow while
         # a descriptor waits, so it may still start in the cycle after they have reached what it waits for.
         runnable = Signal()
-        m.d.sync += runnable.eq(decode.valid & ~decode.release
+        m.d.sync += runnable.eq((decode.valid | decode.arriving) & ~decode.release
                                 & reached(self.vector_completed, decode.header.wait_vector)
                                 & reached(self.fed, decode.header.wait_product)
                                 & reached(self.stored, decode.header.wait_product))

@@ -44,7 +44,8 @@ class DescriptorRegister(wiring.Component):
     Attributes
     ----------
     words : from the sequencer. address : byte address of the descriptor being received.
-    valid, release : the register holds a legal descriptor; `release` empties it.
+    valid, release : the register holds a legal descriptor; `release` empties it. arriving : Out(1)  it does from the next
+        cycle on.
     opcode : Out(8). held_address : Out(32), where the held descriptor came from.
     header and one member per section label : views of the fields.
     """
@@ -54,7 +55,7 @@ class DescriptorRegister(wiring.Component):
         self.sections = {label: (opcode, section) for opcode in opcodes for label, section in FORMATS[opcode]}
         super().__init__({
             "words": In(stream.Signature(descriptor_word)), "address": In(ADDRESS_BITS),
-            "valid": Out(1), "release": In(1), "held_address": Out(ADDRESS_BITS),
+            "valid": Out(1), "arriving": Out(1), "release": In(1), "held_address": Out(ADDRESS_BITS),
             **{label: Out(section.layout) for label, (_, section) in self.sections.items()},
         })
 
@@ -66,7 +67,8 @@ class DescriptorRegister(wiring.Component):
         staged = data.StructLayout({"word": descriptor_word, "address": ADDRESS_BITS})
         came, stage = Signal(), Signal(staged, reset_less=True)
         full, accept = Signal(), Signal()        # no word may come; one does
-        m.d.comb += [self.words.ready.eq(~full), accept.eq(self.words.valid & ~full)]
+        m.d.comb += [self.words.ready.eq(~full), accept.eq(self.words.valid & ~full),
+                     self.arriving.eq(came & stage.word.last & stage.word.legal)]
         m.d.sync += [came.eq(accept), stage.word.eq(self.words.p), stage.address.eq(self.address)]
         with m.If(accept & self.words.p.last):
             m.d.sync += full.eq(self.words.p.legal)

@@ -61,14 +61,14 @@ from .shared import MemorySettings
 __all__ = ["Estimate", "estimate", "estimate_passes", "estimate_network"]
 
 # Fixed parts of the pipelines, in cycles.
-ADDRESS = 2              # from a burst's turn to its address at memory (queue of hw.read_port, hw.write_port)
+ADDRESS = 3              # from a burst's turn to its address at memory, and a request's way into its port (hw.read_port)
 ADDRESS_QUEUE = 4        # addresses waiting behind the one that memory is shown
 RESPONSE_QUEUE = 3       # through a response FIFO
 ACCUMULATOR = 4          # from a result on the last column to the store
-ROUND = RoundShift.latency
+ROUND = 1 + RoundShift.latency       # with the register before the rounder
 BEHIND = 8               # from the rounder to a writer: queue, stages, a register; vectors wait in them
 DRAW = RandomWords.key_latency + RandomWords.latency     # until the random words of the first vector are there
-RANGE = 3                # from the last result to the scalar register, and a cycle a level of the compare tree
+RANGE = 3                # from the last result to the scalar register, and two cycles a level of the compare tree
 NOTES = 256              # parts of vectors by which a vector reader requests ahead (hw.vector_reader)
 POOL_HOLD = 2            # cycles in which a window's second result, of two parts, keeps the pool from its next vector
 WEIGHT_STAGES, DIVIDERS, DIVISION = 8, 4, 14      # of the loss unit (hw.loss, hw.divider)
@@ -1045,7 +1045,7 @@ class Estimate:
 
         loss, pool, enabled = vector["function"] == Function.NITI_LOSS, vector["pool"], vector["enable"]
         labels = loss or vector["function"] == Function.SQUARED_ERROR
-        start = clock.now + 5                        # first request
+        start = clock.now + 6                        # first request
         taken = Gate(clock)
         sources: list[Source | None] = []
         for k in range(3):
@@ -1073,8 +1073,7 @@ class Estimate:
                                   label_every=counts[4] * parts if labels else 1,
                                   first=start + DRAW if self._draws(vector) else start)
         self._written = start
-        handed = 0                                   # parts handed to the writers
-        before: list = [None] * len(targets)
+        handed, end = 0, start                       # parts handed to the writers; when the last line has left
         while handed < written:
             time = None
             for _ in range(pooled_parts(handed, parts) if last else 1):
@@ -1088,24 +1087,18 @@ class Estimate:
                     break
                 self._written = max(self._written, time)
             latest = time = max(time, self._written) + last
-            for k, (port, lines) in enumerate(targets):
+            for port, lines in targets:
                 line = lines[handed]
-                if before[k] is not None and before[k] != line:
-                    at = port.quick(before[k], time)
+                if handed + 1 == written or lines[handed + 1] != line:       # the line is whole
+                    at = port.quick(line, time + 1)
                     if at is None:
-                        at = yield from port.write(before[k], time)
-                    latest = max(latest, at)
-                before[k] = line
+                        at = yield from port.write(line, time + 1)
+                    end, latest = max(end, at), max(latest, at - 1)      # the next part may come as the line leaves
             self._written = latest - last
             handed += 1
             if last and parts > 1 and handed % parts == 0:
                 self._written += POOL_HOLD
-        end = latest
-        for k, (port, _) in enumerate(targets):
-            at = port.quick(before[k], latest + 1)
-            if at is None:
-                at = yield from port.write(before[k], latest + 1)
-            end = max(end, at)
+        end = max(end, latest)
         if end + 1 > clock.now:
             yield end + 1
         self._command_done()
@@ -1113,7 +1106,7 @@ class Estimate:
             yield from port.collector.finish()
         for port, _ in targets:
             yield from port.drain()
-        end += 2 + (RANGE + (config.lanes - 1).bit_length()) * (enabled >> 4 & 1)
+        end += 2 + (RANGE + 2 * (config.lanes - 1).bit_length()) * (enabled >> 4 & 1)
         if clock.now < end:
             yield end
 
