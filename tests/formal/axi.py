@@ -333,21 +333,21 @@ PROOFS = [
         Fault("hw/coalescer.py", "(full | miss | ", "(full | "),
         Fault("hw/coalescer.py", "with m.If(held & ~close):", "with m.If(held):")),
         engine=BY_BITS),
-    Proof("read_port/axi", ReadRules, 14, (
+    Proof("read_port/axi", ReadRules, 15, (
         _NO_PAGE,
         Fault("hw/read_port.py", *_NO_LIMIT),
         Fault("hw/read_port.py", "addresses.output.ready.eq(self.axi.arready)", "addresses.output.ready.eq(1)"),
         Fault("hw/read_port.py", "expected.output.ready.eq(taken & self.axi.rlast)", "expected.output.ready.eq(taken)"),
         ), engine=BY_BITS),
-    Proof("read_port/lines", ReadLines, 13, (
+    Proof("read_port/lines", ReadLines, 14, (
         Fault("hw/read_port.py", "(expected.output.payload.client == i)", "(i == 0)"),
         Fault("hw/read_port.py", "line_end.eq(taken & (beat == beats - 1))", "line_end.eq(taken)")), engine=BY_BITS),
-    Proof("write_port/axi", WriteRules, 17, (
+    Proof("write_port/axi", WriteRules, 18, (
         _NO_PAGE,
         Fault("hw/write_port.py", *_NO_LIMIT),
         Fault("hw/write_port.py", "(~self.axi.wvalid | self.axi.wready)", "1"),
         Fault("hw/write_port.py", "axi.wlast.eq(line_end & ", "axi.wlast.eq(")), engine=BY_BITS),
-    Proof("write_port/lines", WriteLines, 11, (
+    Proof("write_port/lines", WriteLines, 12, (
         Fault("hw/write_port.py", "line.output.ready.eq(next_beat & line_end)", "line.output.ready.eq(next_beat)"),
         Fault("hw/coalescer.py", "(full | miss | ", "(full | ")), engine=BY_BITS),
     Proof("registers/axi_lite", lambda: LiteRules(_slave), 3, _LITE, induction=True, quick=True),
