@@ -120,7 +120,7 @@ class VectorQueue(wiring.Component):
         m.d.sync += [done.eq(engine.done), self.completed.eq(self.completed + done), issued.eq(issued + decode.release)]
         with m.If(self.iteration):
             m.d.sync += [self.completed.eq(0), issued.eq(0)]
-        m.d.comb += self.idle.eq(~decode.valid & (issued == self.completed))
+        m.d.comb += self.idle.eq(~decode.valid & ~decode.arriving & (issued == self.completed))
         return m
 
 

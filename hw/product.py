@@ -185,7 +185,7 @@ class ProductEngine(wiring.Component):
                      self.fed.eq(self.fed + fed), self.stored.eq(self.stored + stored)]
         with m.If(self.iteration):
             m.d.sync += [self.fed.eq(0), self.stored.eq(0), issued.eq(0)]
-        m.d.comb += self.idle.eq(~decode.valid & (self.fed == issued) & (self.stored == issued))
+        m.d.comb += self.idle.eq(~decode.valid & ~decode.arriving & (self.fed == issued) & (self.stored == issued))
 
         # The tag of the block at work, or of the one that waits for a dependency.
         m.d.sync += [self.activity.eq(feeder.activity), self.tag.eq(Mux(feed.valid, feed.p.tag, decode.header.tag))]

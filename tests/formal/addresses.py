@@ -278,7 +278,7 @@ PROOFS = [
             "addresses.stride[4].eq(2 * config.line_bytes)")),
     _proof("store/addresses", StoreAddresses,
            ("hw/store.py", "addresses.count[4].eq(store.run)", "addresses.count[4].eq(store.run + 1)"),
-           ("hw/store.py", "item.ready.eq(self.result.valid & line.ready)", "item.ready.eq(line.ready)")),
+           ("hw/store.py", "item.ready.eq((self.result.valid | resting) & line.ready)", "item.ready.eq(line.ready)")),
     _proof("store/parts", partial(StoreAddresses, 2),
            ("hw/store.py", "addresses.stride[5].eq(config.line_bytes)",
             "addresses.stride[5].eq(2 * config.line_bytes)"), depth=DEPTH_IN_PARTS),

@@ -68,7 +68,8 @@ class _Received:
             with m.If(self.count == watched):
                 m.d.sync += [self.product.eq(waits["product"]), self.vector.eq(waits["vector"])]
         # A count that lies 2**15 or more ahead cannot be told from one that is behind (hw.product.reached).
-        m.d.comb += Assume((words.p.index != 1) | ~(word[15] | word[31]))
+        # No format ends with the header.
+        m.d.comb += [Assume((words.p.index != 1) | ~(word[15] | word[31])), Assume(~words.p.last | (words.p.index > 1))]
 
 
 class DependencyProof(Elaboratable):
