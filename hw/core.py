@@ -93,7 +93,8 @@ class VectorQueue(wiring.Component):
         # Counts only grow while a descriptor waits: it may still start in the cycle after they reached their targets.
         m.d.sync += [
             is_scalar.eq(decode.header.opcode == Opcode.SCALAR),
-            runnable.eq((decode.valid | decode.arriving) & ~decode.release & reached(self.fed, decode.header.wait_product)
+            runnable.eq((decode.valid | decode.arriving) & ~decode.release
+                        & reached(self.fed, decode.header.wait_product)
                         & reached(self.stored, decode.header.wait_product)
                         & reached(self.completed, decode.header.wait_vector)),
         ]

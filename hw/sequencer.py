@@ -44,8 +44,8 @@ class DescriptorRegister(wiring.Component):
     Attributes
     ----------
     words : from the sequencer. address : byte address of the descriptor being received.
-    valid, release : the register holds a legal descriptor; `release` empties it. arriving : Out(1)  it does from the next
-        cycle on.
+    valid, release : the register holds a legal descriptor; `release` empties it.
+    arriving : Out(1)  it will in the next cycle.
     opcode : Out(8). held_address : Out(32), where the held descriptor came from.
     header and one member per section label : views of the fields.
     """

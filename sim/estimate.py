@@ -61,7 +61,7 @@ from .shared import MemorySettings
 __all__ = ["Estimate", "estimate", "estimate_passes", "estimate_network"]
 
 # Fixed parts of the pipelines, in cycles.
-ADDRESS = 3              # from a burst's turn to its address at memory, and a request's way into its port (hw.read_port)
+ADDRESS = 3              # from a burst's turn to its address at memory, and a request's way into its port
 ADDRESS_QUEUE = 4        # addresses waiting behind the one that memory is shown
 RESPONSE_QUEUE = 3       # through a response FIFO
 ACCUMULATOR = 4          # from a result on the last column to the store
