@@ -156,7 +156,7 @@ class Accumulator(wiring.Component):
         next_slot, held_slot = Signal.like(read_slot), Signal.like(read_slot)
         room = Signal(range(places + 1), init=places)
         # A result that leaves in two lines takes two cycles, so its successor need not come in the next one.
-        at_once = self.result.ready if columns <= self.config.lanes else 0
+        at_once = self.result.ready if self.config.result_lines == 1 else 0
         free = ~self.result.valid | at_once
         m.d.comb += [
             landed.eq(words[-1].valid & words[-1].final), fetch.eq(present & (~fetched | free)),

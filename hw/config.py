@@ -108,6 +108,11 @@ class CoreConfig:
         return self.line_bytes // self.vector
 
     @property
+    def result_lines(self) -> int:
+        """Lines of one result of the array, an int32 for each column: 1 (or a part of one) or 2."""
+        return max(1, self.columns // self.lanes)
+
+    @property
     def line_bits(self) -> int:
         return 8 * self.line_bytes
 

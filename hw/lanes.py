@@ -116,13 +116,13 @@ class Lanes(wiring.Component):
     count : In(16).array(5)  loop counts, stable.
     settings : In(lane_settings()).
     seed, step, stream : In(32), of the random words. random_start, random_stride : In(32), see above. All stable.
-    x, other, choice : In streams of V x signed(32): sources 0, 1 and 2. ``other`` is taken with ``mask`` and
-        ``subtract``, and once per sample with ``label``; ``choice`` with ``unpool`` or ``blocked``; else they are left
-        alone.
-    pooled : In(2).array(V)  with ``x``: its place in the pooling window, for ``state``.
+    x, other, choice : In streams of L x signed(32), L = ``config.lanes``: sources 0, 1 and 2. ``other`` is taken with
+        ``mask`` and ``subtract``, and once per sample with ``label``; ``choice`` with ``unpool`` or ``blocked``; else
+        they are left alone.
+    pooled : In(2).array(L)  with ``x``: its place in the pooling window, for ``state``.
     label : In(8)  with ``other``: the class of the sample.
-    words : Out stream of V x 32 bits: the random words of the vectors that ``x`` does not take, for another user.
-    output : Out stream of V x signed(32). state : Out(ArrayLayout(lane_state(), V)), with it.
+    words : Out stream of L x 32 bits: the random words of the vectors that ``x`` does not take, for another user.
+    output : Out stream of L x signed(32). state : Out(ArrayLayout(lane_state(), L)), with it.
     starved : Out(1)  a stage could work on but lacks a vector of a source.
 
     A vector enters the rounder, and the stages after it, only if there is room for it in the queue behind them, so

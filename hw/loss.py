@@ -11,7 +11,7 @@ from .config import CoreConfig
 from .divider import Divider
 
 __all__ = ["NitiLoss", "LOG2_E", "SMALLEST_EXPONENT", "LARGEST_EXPONENT", "TAYLOR_EXPONENT", "OCTAVES",
-           "PROBABILITY_BITS"]
+           "PROBABILITY_BITS", "part_ends"]
 
 LOG2_E = 47274             # log2(e) * 2**15
 SMALLEST_EXPONENT = -20
@@ -22,6 +22,16 @@ PROBABILITY_BITS = 11
 EXPONENT_BITS = 16
 CLASS_BITS = 10
 LABEL_BITS = 16
+
+
+def part_ends(m, parts: int, lane, last, odd, padding: str):
+    """After a class of a loss unit: where vectors come in two parts, ``odd`` says that the part at hand is the second,
+    and the last class of a first part goes on to the state ``padding``, for the part without classes that follows."""
+    if parts > 1:
+        with m.If(last | lane.all()):
+            m.d.sync += odd.eq(~last & ~odd)
+        with m.If(last & ~odd):
+            m.next = padding
 
 
 class NitiLoss(wiring.Component):
@@ -183,14 +193,6 @@ class NitiLoss(wiring.Component):
             with m.If(last):
                 m.next = done
 
-        def part_ends(padding):
-            """With the last class of a vector's first part goes on to ``padding``."""
-            if self.parts > 1:
-                with m.If(last | lane.all()):
-                    m.d.sync += odd.eq(~last & ~odd)
-                with m.If(last & ~odd):
-                    m.next = padding
-
         with m.FSM():
             with m.State("LOAD"):
                 m.d.sync += [logit.eq(self.logits.payload[lane]), first.eq(position == 0),
@@ -202,11 +204,12 @@ class NitiLoss(wiring.Component):
                              self.logits.ready.eq(last | lane.all())]
                 m.d.sync += [lane.eq(Mux(last, 0, lane + 1)), exceeds.eq(first | (logit > largest_logit))]
                 advance("LOAD", "HEAD")
-                part_ends("SKIP")
-            with m.State("SKIP"):
-                m.d.comb += self.logits.ready.eq(1)
-                with m.If(self.logits.valid):
-                    m.next = "HEAD"
+                part_ends(m, self.parts, lane, last, odd, "SKIP")
+            if self.parts > 1:
+                with m.State("SKIP"):
+                    m.d.comb += self.logits.ready.eq(1)
+                    with m.If(self.logits.valid):
+                        m.next = "HEAD"
             with m.State("HEAD"):
                 m.d.comb += [enter.eq(1), enter_head.eq(1)]
                 m.next = "SUM"
@@ -243,9 +246,10 @@ class NitiLoss(wiring.Component):
                     m.d.sync += [vector[lane].eq(read.data), lane.eq(Mux(last, 0, lane + 1)),
                                  full.eq(last | lane.all())]
                     advance("SEEK", "LOAD")
-                    part_ends("PAD")
-            with m.State("PAD"):
-                with m.If(~full):
-                    m.d.sync += [vector.eq(0), full.eq(1)]
-                    m.next = "LOAD"
+                    part_ends(m, self.parts, lane, last, odd, "PAD")
+            if self.parts > 1:
+                with m.State("PAD"):
+                    with m.If(~full):
+                        m.d.sync += [vector.eq(0), full.eq(1)]
+                        m.next = "LOAD"
         return m

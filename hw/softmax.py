@@ -8,7 +8,7 @@ from amaranth.lib.wiring import In, Out
 
 from .config import CoreConfig
 from .divider import Divider
-from .loss import LOG2_E
+from .loss import LOG2_E, part_ends
 
 __all__ = ["Softmax", "LOG2_E", "OCTAVE", "OCTAVES", "PROBABILITY_BITS", "EXPONENTIALS"]
 
@@ -145,14 +145,6 @@ class Softmax(wiring.Component):
             with m.If(last):
                 m.next = done
 
-        def part_ends(padding):
-            """With the last class of a vector's first part goes on to ``padding``."""
-            if self.parts > 1:
-                with m.If(last | lane.all()):
-                    m.d.sync += odd.eq(~last & ~odd)
-                with m.If(last & ~odd):
-                    m.next = padding
-
         with m.FSM():
             with m.State("LOAD"):
                 m.d.sync += [logit.eq(self.logits.payload[lane]), first.eq(position == 0), total.eq(0)]
@@ -165,11 +157,12 @@ class Softmax(wiring.Component):
                 with m.If(last):
                     m.d.sync += collected.eq(0)
                 advance("LOAD", "POWERS")
-                part_ends("SKIP")
-            with m.State("SKIP"):
-                m.d.comb += self.logits.ready.eq(1)
-                with m.If(self.logits.valid):
-                    m.next = "POWERS"
+                part_ends(m, self.parts, lane, last, odd, "SKIP")
+            if self.parts > 1:
+                with m.State("SKIP"):
+                    m.d.comb += self.logits.ready.eq(1)
+                    with m.If(self.logits.valid):
+                        m.next = "POWERS"
             with m.State("POWERS"):
                 m.d.comb += raising.eq(1)
                 advance("POWERS", "DRAIN")
@@ -197,9 +190,10 @@ class Softmax(wiring.Component):
                     m.d.sync += [vector[lane].eq(result), lane.eq(Mux(last, 0, lane + 1)),
                                  full.eq(last | lane.all())]
                     advance("READ", "LOAD")
-                    part_ends("PAD")
-            with m.State("PAD"):
-                with m.If(~full):
-                    m.d.sync += [vector.eq(0), full.eq(1)]
-                    m.next = "LOAD"
+                    part_ends(m, self.parts, lane, last, odd, "PAD")
+            if self.parts > 1:
+                with m.State("PAD"):
+                    with m.If(~full):
+                        m.d.sync += [vector.eq(0), full.eq(1)]
+                        m.next = "LOAD"
         return m

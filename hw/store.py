@@ -52,7 +52,7 @@ class Store(wiring.Component):
     def elaborate(self, platform):
         m = Module()
         config, store = self.config, self.command.payload.store
-        pieces = max(1, config.columns // config.lanes)      # lines of a result: 1 or 2
+        pieces = config.result_lines
         m.submodules.addresses = addresses = AddressStream(5 + (pieces > 1))
         m.submodules.detector = detector = RangeDetector(min(config.columns, config.lanes))
         for k in range(4):

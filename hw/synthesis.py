@@ -129,9 +129,9 @@ DESIGNS = {
     # What methods need of it: the rounding lanes of one method against those of all, and units that not all use.
     "round-shift": _rounding(*METHODS), **{f"round-shift-{method}": _rounding(method) for method in METHODS},
     "random-words": lambda config: RandomWords(config.lanes),
-    "random-index": lambda config: LoopNest(5, {"product": 32}),
+    "random-index": lambda config: LoopNest(5 + (config.parts > 1), {"product": 32}),
     "niti-loss": NitiLoss, "softmax": Softmax, "wide-lanes": WideLanes,
-    # Parts of the wide lanes, counted in them too: V / 4 times `wide-lane`.
+    # Parts of the wide lanes, counted in them too: one `wide-lane` for four lanes.
     "wide-lane": lambda config: WideLane(),
     "divider": lambda config: Divider(BITS, BITS), "square-root": lambda config: SquareRoot(32),
     # Not in the core: two int8 products per DSP against one.

@@ -52,8 +52,7 @@ def accesses(config: CoreConfig, opcode: Opcode, sections: dict) -> list[Access]
             lines = walk([*counts, tile], [*strides, size], weights["address"] // size * size)
             found.append(Access("weights", False, lines))
         if feed["last"]:
-            pieces = max(1, config.columns // config.lanes)
-            add("store", True, walk([store[f"count{k}"] for k in range(4)] + [store["run"], pieces],
+            add("store", True, walk([store[f"count{k}"] for k in range(4)] + [store["run"], config.result_lines],
                                     [store[f"stride{k}"] for k in range(4)] + [4 * config.vector, size],
                                     store["address"]))
     elif opcode is Opcode.VECTOR:

@@ -943,7 +943,7 @@ class Estimate:
     def _store(self):
         clock, config = self.clock, self.config
         port = Port(self, "store")
-        pieces = max(1, config.columns // config.lanes)      # lines of a result
+        pieces = config.result_lines
         begin, count, pace, used = 0, 0, 0, 0
         while True:
             item = yield from self._take("store")

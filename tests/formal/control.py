@@ -190,6 +190,8 @@ PROOFS = [
         Fault("hw/product.py", "register.i.valid.eq(runnable & ~taken[k])", "register.i.valid.eq(runnable)"),
         Fault("hw/product.py", "& (self.stored == issued))", ")"),
         Fault("hw/core.py", "vector.stored.eq(product.stored)", "vector.stored.eq(product.fed)"),
+        Fault("hw/product.py", "~decode.valid & ~decode.arriving", "~decode.valid"),
+        Fault("hw/core.py", "~decode.valid & ~decode.arriving", "~decode.valid"),
         Fault("hw/core.py", "& reached(self.completed, decode.header.wait_vector)", ""),
         Fault("hw/sequencer.py", "self.valid.eq(stage.word.legal)", "self.valid.eq(1)")), engine=BY_BITS),
     Proof("control/sequencer", SequencerProof, 26, (

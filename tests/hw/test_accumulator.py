@@ -10,6 +10,7 @@ from hw.config import CoreConfig
 CONFIGS = [
     CoreConfig(name="square", rows=4, columns=4, accumulator_entries=16, result_entries=8),
     CoreConfig(name="wide", rows=4, columns=8, accumulator_entries=16, result_entries=8),
+    CoreConfig(name="half", rows=8, columns=8, lanes=4, accumulator_entries=32, result_entries=16),
     CoreConfig(name="tall", rows=8, columns=4, accumulator_entries=32, result_entries=16),
 ]
 IDLE = {"valid": 0, "index": 0, "init": 0, "final": 0}

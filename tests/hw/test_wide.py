@@ -248,7 +248,7 @@ def test_cycles_are_as_documented(core):
             while not ctx.get(b.dut.done):
                 await ctx.tick()
                 cycles += 1
-            # The first MOVE, END, no source, and waiting for the last instruction.
+            # The first MOVE, END, waiting for the last instruction, no source and the cycle after it.
             least = 10 * b.parts * (4 + want + 1 + 1 + 2)
             assert least <= cycles <= least + 8, (lines[0], cycles)
 
