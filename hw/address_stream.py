@@ -43,6 +43,7 @@ class AddressStream(wiring.Component):
         m.submodules.ahead = ahead = SkidBuffer(self.item.payload.shape())
         running, into = Signal(), ahead.input
         m.d.comb += [
+            nest.begin.eq(self.load),
             nest.load.eq(~running),      # all the time until a run begins, because `load` may be late in its cycle
             nest.start_address.eq(self.start), nest.step.eq(running & into.ready),
             *(nest.count[k].eq(self.count[k]) for k in range(self.levels)),

@@ -109,10 +109,11 @@ class VectorQueue(wiring.Component):
             engine.range.eq(self.range), engine.step.eq(self.step), engine.seed.eq(self.seed),
         ]
         # Reports come late in a cycle; a register delays them, and the address and tag that go with them.
-        address, tag = Signal(ADDRESS_BITS), Signal(16)
+        address, tag, later_tag, waiting = Signal(ADDRESS_BITS), Signal(16), Signal(16), Signal()
         m.d.sync += [self.busy.eq(engine.busy), self.stalled_in.eq(engine.stalled_in),
                      self.stalled_out.eq(engine.stalled_out), self.unused.eq(engine.idle),
-                     self.waiting.eq(decode.valid & ~runnable), self.tag.eq(tag),
+                     waiting.eq(decode.valid & ~runnable), self.waiting.eq(waiting),
+                     later_tag.eq(tag), self.tag.eq(later_tag),        # activity is told a cycle late as it is
                      self.exponent_saturated.eq(engine.exponent_saturated), self.zero_range.eq(engine.zero_range),
                      self.illegal.eq(engine.illegal), self.descriptor.eq(address)]
         with m.If(decode.release):

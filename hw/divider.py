@@ -41,9 +41,10 @@ class Divider(wiring.Component):
         self.quotient_bits = quotient_bits
         # State, visible to proofs.
         self.denominator = Signal(denominator_bits, reset_less=True)
-        self.remainder = Signal(denominator_bits)    # below the denominator, unless that is zero
-        self.digits = Signal(quotient_bits)          # numerator bits leave at the top, quotient bits enter below
-        self.left = Signal(range(quotient_bits + 1))  # iterations to go
+        self.remainder = Signal(denominator_bits, reset_less=True)   # below the denominator, unless that is zero
+        # Numerator bits leave at the top, quotient bits enter below.
+        self.digits = Signal(quotient_bits, reset_less=True)
+        self.left = Signal(range(quotient_bits + 1), reset_less=True)   # iterations to go
         self.busy = Signal()
         super().__init__({
             "i": In(stream.Signature(data.StructLayout({"numerator": numerator_bits,

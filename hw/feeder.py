@@ -127,6 +127,8 @@ class Feeder(wiring.Component):
         first, fire, step = Signal(), Signal(), Signal()      # first: none was loaded yet
         go = Signal()                        # first, or all but the operands lets the vector be issued
         idle = Signal(init=1)                # no block: the loops are loaded until there is one
+        begin, more = Signal(), Signal()     # a block comes; its loops are not at their end
+        m.d.sync += more.eq(begin | (more & ~(step & loops.last)))
         operands = self.a_available & self.b_available
         inside, tile_start = Signal(), Signal()
         reduction_first = (loops.at_first[:4] | ~feed.reduce).all()
@@ -135,7 +137,7 @@ class Feeder(wiring.Component):
             step.eq(go & operands),
             inside.eq((loops.value_row < feed.rows) & (loops.value_column < feed.columns)),
             tile_start.eq(loops.at_first[4:7].all()),
-            loops.load.eq(idle), loops.step.eq(step),
+            loops.load.eq(idle), loops.begin.eq(begin), loops.step.eq(step & more),
             self.a_address.eq(loops.value_a), self.b_address.eq(loops.value_b),
             self.a_load.eq(step), self.b_load.eq(step),
             self.a_wanted.eq(gradient | inside), self.b_wanted.eq(gradient & inside),
@@ -200,7 +202,7 @@ class Feeder(wiring.Component):
                     with m.Else():
                         m.d.comb += [
                             self.a_advance.eq(self.command.p.load_a), self.b_advance.eq(self.command.p.load_b),
-                            self.activity.eq(Activity.DEPENDENCY),
+                            self.activity.eq(Activity.DEPENDENCY), begin.eq(1),
                         ]
                         m.d.sync += [mode.eq(feed.mode), gradient.eq(feed.mode == Mode.GRADIENT), first.eq(1), go.eq(1),
                                      idle.eq(0)]

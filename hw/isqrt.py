@@ -31,10 +31,10 @@ class SquareRoot(wiring.Component):
         self.bits = bits
         count = bits // 2
         # State, visible to proofs.
-        self.root = Signal(count)           # bits found so far
-        self.remainder = Signal(count + 1)  # (part of x consumed so far) - root**2, at most 2 * root
-        self.digits = Signal(bits)          # the rest of x; two bits leave at the top
-        self.left = Signal(range(count + 1))  # iterations to go
+        self.root = Signal(count, reset_less=True)           # bits found so far
+        self.remainder = Signal(count + 1, reset_less=True)  # (part of x consumed so far) - root**2, at most 2 * root
+        self.digits = Signal(bits, reset_less=True)          # the rest of x; two bits leave at the top
+        self.left = Signal(range(count + 1), reset_less=True)  # iterations to go
         self.busy = Signal()
         super().__init__({
             "i": In(stream.Signature(bits)),

@@ -155,9 +155,11 @@ class Lanes(wiring.Component):
         m.d.comb += [nest.stride_channel[4].eq(self.config.vector),
                      *(stride.eq(lanes_count) for stride in nest.stride_channel[5:])]
 
+        begin = Signal()             # a cycle after the start: a command without stages leaves the loops amid their way
+        m.d.sync += begin.eq(self.start)
         drawn = Signal(init=1)       # this vector's random words are there, or it needs none
         if rounder.needs_draw:
-            self._random_words(m, rounder, drawn)
+            self._random_words(m, rounder, drawn, begin)
 
         pooled = self.pooled         # beside its element through the pipeline of the rounder
         for k in range(RoundShift.latency + 1 if states else 0):
@@ -168,7 +170,10 @@ class Lanes(wiring.Component):
         # The rounder runs freely into a queue with room for all vectors that are in it.
         flags = {"clipped": 1, "positive": 1, "pooled": 2} if states else {}
         element = data.StructLayout({"y": signed(max(widths)), **flags})
-        m.submodules.rounded = rounded = Fifo(data.ArrayLayout(element, lanes_count), QUEUE)
+        m.submodules.rounded = queue = Fifo(data.ArrayLayout(element, lanes_count), QUEUE)
+        # Whether a vector goes on is late, so the queue does not look at it.
+        m.submodules.rounded_buffer = rounded = SkidBuffer(queue.output.payload.shape())
+        connect(m, queue.output, rounded.input)
         enter, step, leaves = Signal(), Signal(), Signal()
         rounder_room = _room(m, "rounder", QUEUE, enter, step)
         entered, x = Signal(), Signal.like(self.x.payload, reset_less=True)
@@ -177,14 +182,14 @@ class Lanes(wiring.Component):
             self.x.ready.eq(rounder_room & drawn), enter.eq(self.x.valid & self.x.ready),
             rounder.i_valid.eq(entered), rounder.x.eq(x), rounder.shift.eq(settings.shift),
             rounder.rounding.eq(settings.rounding),
-            rounded.input.valid.eq(rounder.o_valid), rounded.output.ready.eq(step),
+            queue.input.valid.eq(rounder.o_valid), rounded.output.ready.eq(step),
         ]
         with m.Switch(settings.width):
             for k, bits in enumerate(widths):
                 with m.Case(TARGET_BITS.index(bits)):
                     m.d.comb += rounder.target.eq(k)
         for i in range(lanes_count):
-            into = rounded.input.payload[i]
+            into = queue.input.payload[i]
             m.d.comb += into.y.eq(rounder.o[i])
             if states:
                 m.d.comb += [into.clipped.eq(rounder.clipped[i]), into.positive.eq(rounder.positive[i]),
@@ -205,7 +210,7 @@ class Lanes(wiring.Component):
             self.choice.ready.eq(step & need_choice),
             self.starved.eq((rounder_room & ~self.x.valid) | (rounded.output.valid & results_room & ~complete)),
             # The loops follow a cycle later, except that labels need them at once: their vectors come in every other.
-            nest.load.eq(self.start), nest.step.eq(chosen),
+            nest.load.eq(self.start | begin), nest.begin.eq(begin), nest.step.eq(chosen),
             output.valid.eq(results.output.valid), results.output.ready.eq(output.ready),
             output.payload.eq(results.output.payload.values), self.state.eq(results.output.payload.states),
             results.input.payload.eq(into_results),
@@ -237,6 +242,7 @@ class Lanes(wiring.Component):
             labelled, zeroed = Signal(name=f"labelled_{i}"), Signal(name=f"zeroed_{i}")
             unpooled, place = Signal(name=f"unpooled_{i}"), Signal(2, name=f"place_{i}", reset_less=True)
             difference = Signal(signed(34), name=f"difference_{i}", reset_less=True)
+            nothing = Signal(name=f"nothing_{i}", reset_less=True)      # never with a label
             value, above, below = (Signal(shape, name=f"{name}_{i}", reset_less=True) for name, shape in (
                 ("value", signed(34)), ("above", 1), ("below", 1)))
             state = [Signal(lane_state(), name=f"state{k}_{i}", reset_less=True) for k in range(3)]
@@ -244,8 +250,9 @@ class Lanes(wiring.Component):
                 minuend.eq(Mux(settings.subtract, other, y)), zeroed.eq(~settings.subtract & zero),
                 place.eq(source2.position),
                 subtrahend.eq(Mux(settings.subtract, y, 0)), labelled.eq(here & (self.label[:lane_bits] == i)),
-                difference.eq(Mux(zeroed | unpooled, 0, minuend) - Mux(labelled, target, subtrahend)),
-                value.eq(difference), above.eq(difference > bound), below.eq(difference < least),
+                difference.eq(minuend - Mux(labelled, target, subtrahend)), nothing.eq(zeroed | unpooled),
+                value.eq(Mux(nothing, 0, difference)), above.eq(~nothing & (difference > bound)),
+                below.eq(~nothing & (difference < least)),
                 into_results.values[i].eq(Mux(above, bound, Mux(below, least, value))),
             ]
             m.d.comb += unpooled.eq(settings.unpool & ~settings.subtract & (place != position))
@@ -263,7 +270,7 @@ class Lanes(wiring.Component):
                      *(count.eq(parts) for count in nest.count[5:])]
         return nest
 
-    def _random_words(self, m, rounder, drawn):
+    def _random_words(self, m, rounder, drawn, begin):
         """Random words run ahead of the vectors into a queue with room for all that are on the way."""
         settings, lanes_count = self.settings, self.config.lanes
         m.submodules.random = random = RandomWords(lanes_count)
@@ -283,7 +290,8 @@ class Lanes(wiring.Component):
             words.ready.eq((self.x.valid & self.x.ready & settings.draw) | self.words.ready),
             taken.eq(queue.output.valid & queue.output.ready),
             self.words.valid.eq(words.valid), self.words.payload.eq(words.payload),
-            random_nest.load.eq(self.start), random_nest.start_product.eq(self.random_start),
+            random_nest.load.eq(self.start | begin), random_nest.begin.eq(begin),
+            random_nest.start_product.eq(self.random_start),
             random_nest.step.eq(random.i_valid), drawn.eq(~settings.draw | words.valid),
         ]
         m.d.comb += [*(random_nest.stride_product[k].eq(self.random_stride[k]) for k in range(5)),

@@ -26,15 +26,17 @@ class LoopNest(wiring.Component):
 
     Attributes
     ----------
-    load : In(1)  restart at the first iteration; ``start_*`` is taken in the same cycle.
+    load : In(1)  the values take ``start_*``, for one cycle, or for two or more if the last step was not that from the
+        last iteration.
+    begin : In(1)  restart at the first iteration: in the last cycle of ``load``, and only then.
     step : In(1)  go on to the next iteration; from the last one it wraps to zero counters.
-    count : In(count_bits).array(levels), stable from ``load`` on while the loops run.
+    count : In(count_bits).array(levels), stable from ``begin`` on while the loops run.
     start_NAME : In(shape); stride_NAME : In(shape).array(levels), held stable.
     value_NAME : Out(shape)  value of the current iteration (registered).
     at_first, at_last : Out(levels)  bit k: loop k is in its first / last iteration.
     last : Out(1)  the current iteration is the last one of all.
 
-    Latency: one cycle from ``load`` or ``step`` to the outputs; one iteration per cycle. One adder per value.
+    Latency: one cycle from ``begin`` or ``step`` to the outputs; one iteration per cycle. One adder per value.
     """
 
     def __init__(self, levels: int, values: dict[str, object], *, count_bits: int = 16):
@@ -43,7 +45,7 @@ class LoopNest(wiring.Component):
         self.levels = levels
         self.values = {name: Shape.cast(shape) for name, shape in values.items()}
         self.count_bits = count_bits
-        members = {"load": In(1), "step": In(1), "count": In(count_bits).array(levels),
+        members = {"load": In(1), "begin": In(1), "step": In(1), "count": In(count_bits).array(levels),
                    "at_first": Out(levels), "at_last": Out(levels), "last": Out(1)}
         for name, shape in self.values.items():
             members[f"start_{name}"] = In(shape)
@@ -58,7 +60,9 @@ class LoopNest(wiring.Component):
         # Iterations after this one.
         left = [Signal(self.count_bits, name=f"left{k}", reset_less=True) for k in levels]
         one_left = Signal(self.levels)      # left[k] == 1
-        advance = Signal(self.levels)       # the innermost loop that can still go on: it steps, inner ones restart
+        # The innermost loop that can still go on: it steps, inner ones restart. None after the last iteration, so that
+        # the values' adder has nothing but their start to pass on.
+        advance = Signal(self.levels)
         stays = Signal(self.levels, init=-1)        # its complement, so that not every bit hangs on one net
         moved = Signal(self.levels)         # bit k: that loop is loop k or one around it
         restart = Signal(self.levels)       # bit k: loop k restarts: it and all in it are at their last
@@ -76,19 +80,21 @@ class LoopNest(wiring.Component):
                              left[k].eq(Mux(again, Mux(single[k], 0, self.count[k] - 1), left[k] - 1)),
                              one_left[k].eq(Mux(again, self.count[k] == 2, left[k] == 2))]
 
-        def stand(last):
+        def stand(last, ended):
             """The flags of an iteration from which loops are at their last in it."""
             m.d.sync += self.at_last.eq(last)
             for k in levels:
-                advances = ~last[k] & last[k + 1:].all()
+                advances = ~last[k] & last[k + 1:].all() & ~ended
                 m.d.sync += [advance[k].eq(advances), stays[k].eq(~advances), restart[k].eq(last[k:].all()),
                              moved[k].eq(last[k + 1:].all() & ~last.all())]
 
         m.d.sync += singles.eq(single)
-        with m.If(self.load):
-            stand(single)
+        with m.If(self.begin):
+            stand(single, 0)
+        with m.Elif(self.load):
+            m.d.sync += [advance.eq(0), stays.eq(-1)]
         with m.Elif(self.step):
-            stand(following_last)
+            stand(following_last, self.last)
 
         for name, shape in self.values.items():
             # base[k]: the value at the start of the current iteration of loop k.
@@ -99,10 +105,12 @@ class LoopNest(wiring.Component):
             def advancing(values, flags):
                 return reduce(or_, (values[k] & flags[k].replicate(len(values[k])) for k in levels))
 
-            m.d.comb += following.eq(advancing(base, advance) + advancing(stride, ~stays))
+            start = getattr(self, f"start_{name}")
+            m.d.comb += following.eq(advancing(base, advance)
+                                     + (advancing(stride, ~stays) | (start & self.load.replicate(len(start)))))
             for k in levels:
                 # Loop j <= k stepped: every level inside it restarts from the new value.
                 with m.If(self.load | (self.step & moved[k])):
-                    m.d.sync += base[k].eq(Mux(self.load, getattr(self, f"start_{name}"), following))
+                    m.d.sync += base[k].eq(following)
             m.d.comb += getattr(self, f"value_{name}").eq(base[-1])
         return m

@@ -11,7 +11,7 @@ from .config import CoreConfig
 from .divider import Divider
 
 __all__ = ["NitiLoss", "LOG2_E", "SMALLEST_EXPONENT", "LARGEST_EXPONENT", "TAYLOR_EXPONENT", "OCTAVES",
-           "PROBABILITY_BITS", "part_ends"]
+           "PROBABILITY_BITS", "data_only", "part_ends"]
 
 LOG2_E = 47274             # log2(e) * 2**15
 SMALLEST_EXPONENT = -20
@@ -22,6 +22,11 @@ PROBABILITY_BITS = 11
 EXPONENT_BITS = 16
 CLASS_BITS = 10
 LABEL_BITS = 16
+
+
+def data_only(shape=1) -> Signal:
+    """A register without reset, as only what says that its data is there needs one."""
+    return Signal(shape, reset_less=True, src_loc_at=1)
 
 
 def part_ends(m, parts: int, lane, last, odd, padding: str):
@@ -91,11 +96,11 @@ class NitiLoss(wiring.Component):
         quotient_bits = PROBABILITY_BITS + 1
 
         # Settings; constant during a sample, so registers cost no latency.
-        exponent = Signal(signed(6))
-        taylor, amount = Signal(), Signal(range(14))
-        one = Signal(weight_bits)
-        penultimate = Signal(CLASS_BITS)
-        label, inside = Signal(LABEL_BITS), Signal()
+        exponent = data_only(signed(6))
+        taylor, amount = data_only(), data_only(range(14))
+        one = data_only(weight_bits)
+        penultimate = data_only(CLASS_BITS)
+        label, inside = data_only(LABEL_BITS), data_only()
         m.d.sync += [
             exponent.eq(Mux(self.exponent < SMALLEST_EXPONENT, SMALLEST_EXPONENT,
                             Mux(self.exponent > LARGEST_EXPONENT, LARGEST_EXPONENT, self.exponent))),
@@ -108,18 +113,21 @@ class NitiLoss(wiring.Component):
         m.submodules.values = values = Memory(shape=8, depth=self.max_classes, init=[])
         write, read = values.write_port(), values.read_port()
         position, lane, last = Signal(CLASS_BITS), Signal(range(self.lanes)), Signal()
+        takes = Signal()             # the part at hand: a ready from a register, as the source has many readers
+        m.d.comb += self.logits.ready.eq(takes)
+        m.d.sync += takes.eq(0)
         odd = Signal()               # the part at hand is the second of its vector
         m.d.comb += read.addr.eq(position)
 
         # Weights. Stage k holds what entered k + 1 cycles ago; `head` marks the largest logit.
         enter, enter_head = Signal(), Signal()
-        valid, head, negative = Signal(8), Signal(8), Signal(4)
-        logit, largest_logit, operand = Signal(signed(8)), Signal(signed(8)), Signal(signed(8))
-        magnitude1, magnitude2, factor = Signal(8), Signal(8), Signal(LOG2_E.bit_length())
-        product, narrowed = Signal(24), Signal(8)
-        square3, square4, shifted = Signal(15), Signal(15), Signal(21)
-        power, largest, octave = Signal(signed(13)), Signal(signed(13)), Signal(signed(15))
-        series5, series6, weight = Signal(weight_bits), Signal(weight_bits), Signal(weight_bits)
+        valid, head, negative = Signal(8), Signal(8), data_only(4)
+        logit, largest_logit, operand = data_only(signed(8)), data_only(signed(8)), Signal(signed(8))
+        magnitude1, magnitude2, factor = data_only(8), data_only(8), data_only(LOG2_E.bit_length())
+        product, narrowed = data_only(24), data_only(8)
+        square3, square4, shifted = data_only(15), data_only(15), data_only(21)
+        power, largest, octave = data_only(signed(13)), data_only(signed(13)), data_only(signed(15))
+        series5, series6, weight = data_only(weight_bits), data_only(weight_bits), data_only(weight_bits)
         absolute = Mux(operand < 0, -operand, operand)[:8]
         term = Cat(Const(0, 8), shifted)
         m.d.comb += operand.eq(Mux(head[0], largest_logit, read.data.as_signed()))
@@ -137,7 +145,7 @@ class NitiLoss(wiring.Component):
         ]
         with m.If(valid[5] & head[5]):
             m.d.sync += largest.eq(power)
-        total, weighed, dividing = Signal(sum_bits), Signal(), Signal()
+        total, weighed, dividing = data_only(sum_bits), Signal(), Signal()
         m.d.comb += weighed.eq(valid[7] & ~head[7])
         with m.If(weighed & ~dividing):
             m.d.sync += total.eq(total + weight)
@@ -158,10 +166,10 @@ class NitiLoss(wiring.Component):
             quotient = quotient | (divider.o.payload.quotient & divider.o.valid.replicate(quotient_bits))
 
         # Errors: quotients rounded by pseudo_stochastic with shift 4; for the label minus the sum of the others.
-        gradient, rounded, error = Signal(quotient_bits), Signal(8), Signal(8)
-        found, of_label, writes, negates = Signal(), Signal(), Signal(), Signal()
-        collected, target = Signal(CLASS_BITS), Signal(CLASS_BITS)
-        sum_of_others = Signal(quotient_bits)
+        gradient, rounded, error = data_only(quotient_bits), Signal(8), data_only(8)
+        found, of_label, writes, negates = Signal(), Signal(), Signal(), data_only()
+        collected, target = data_only(CLASS_BITS), data_only(CLASS_BITS)
+        sum_of_others = data_only(quotient_bits)
         others = Signal()
         m.d.comb += [rounded.eq(gradient[4:] + (gradient[2:4] > gradient[:2])),
                      others.eq(found & (collected != label))]
@@ -177,7 +185,7 @@ class NitiLoss(wiring.Component):
             m.d.sync += sum_of_others.eq(sum_of_others + gradient)
         m.d.comb += [write.en.eq(writes), write.addr.eq(target), write.data.eq(Mux(negates, -error, error))]
 
-        vector = Signal(self.error.payload.shape())
+        vector = data_only(self.error.payload.shape())
         full, exceeds, first = Signal(), Signal(), Signal()
         m.d.comb += [self.error.valid.eq(full), self.error.payload.eq(vector)]
         with m.If(full & self.error.ready):
@@ -198,16 +206,18 @@ class NitiLoss(wiring.Component):
                 m.d.sync += [logit.eq(self.logits.payload[lane]), first.eq(position == 0),
                              label.eq(self.label.payload), dividing.eq(0), total.eq(0)]
                 with m.If(self.logits.valid & self.label.valid):
+                    m.d.sync += takes.eq(last | lane.all())
                     m.next = "STORE"
             with m.State("STORE"):
-                m.d.comb += [write.en.eq(1), write.addr.eq(position), write.data.eq(logit),
-                             self.logits.ready.eq(last | lane.all())]
+                m.d.comb += [write.en.eq(1), write.addr.eq(position), write.data.eq(logit)]
                 m.d.sync += [lane.eq(Mux(last, 0, lane + 1)), exceeds.eq(first | (logit > largest_logit))]
                 advance("LOAD", "HEAD")
+                if self.parts > 1:
+                    m.d.sync += takes.eq(last & ~odd)
                 part_ends(m, self.parts, lane, last, odd, "SKIP")
             if self.parts > 1:
                 with m.State("SKIP"):
-                    m.d.comb += self.logits.ready.eq(1)
+                    m.d.sync += takes.eq(~self.logits.valid)
                     with m.If(self.logits.valid):
                         m.next = "HEAD"
             with m.State("HEAD"):

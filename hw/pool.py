@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from amaranth.hdl import Module, Mux, Signal, signed
+from amaranth.hdl import Module, Mux, Signal, Value, signed
 from amaranth.lib import data, stream, wiring
 from amaranth.lib.wiring import In, Out
+
+from .interfaces import data_register
 
 __all__ = ["WINDOW", "MaxPool", "pooled"]
 
@@ -44,7 +46,7 @@ class MaxPool(wiring.Component):
 
     def elaborate(self, platform):
         m = Module()
-        count = Signal(range(WINDOW * self.parts))
+        count, opens = Signal(range(WINDOW * self.parts)), Signal(init=1)      # opens: at the first vector of a window
         position = count >> self.parts - 1
         # `vacant`, the complement of `there`, is what moves every bit of the vector.
         vector, there, vacant = Signal.like(self.input.payload, reset_less=True), Signal(), Signal(init=1)
@@ -64,16 +66,17 @@ class MaxPool(wiring.Component):
         with m.If(go):
             m.d.sync += complete.eq(full)
         with m.If(there & go):
-            m.d.sync += [count.eq(count + 1), best[0].eq(best[-1]),
+            m.d.sync += [count.eq(count + 1), opens.eq((count + 1)[self.parts - 1:][:2] == 0), best[0].eq(best[-1]),
                          *(after.eq(before) for before, after in zip(best, best[1:], strict=False))]
             for i in range(self.lanes):
-                with m.If((position == 0) | (vector[i] > best[-1].value[i])):
+                with m.If(opens | (vector[i] > best[-1].value[i])):
                     m.d.sync += [best[0].value[i].eq(vector[i]), best[0].choice[i].eq(position)]
+        payload = data_register(m, Value.cast(self.output.payload))
         empty = Signal(init=1)       # the complement of output.valid, for the same reason as `vacant`
         with m.If(~self.output.valid):
             m.d.sync += [self.output.valid.eq(complete), empty.eq(~complete)]
         with m.Elif(self.output.ready):
             m.d.sync += [self.output.valid.eq(0), empty.eq(1)]
         with m.If(empty):
-            m.d.sync += self.output.payload.eq(best[0])
+            m.d.sync += payload.eq(best[0])
         return m

@@ -115,6 +115,8 @@ class ReadPort(wiring.Component):
             asked, inside = Signal(name=f"asked{i}"), Signal(name=f"inside{i}")
             line_asked = Signal(line_layout(self.config), name=f"line{i}")
             after = Signal(address_bits, name=f"after{i}")
+            is_outside = Signal(name=f"is_outside{i}")       # of the cycle before
+            m.d.sync += is_outside.eq(outside[i] & ~halted & ~self.clear)
             nothing_queued.append(~offered.output.valid & ~asked & coalescer.empty & ~burst.output.valid)
             reserved, may_request = Signal(range(depth + 1), name=f"reserved{i}"), Signal(init=1, name=f"room{i}")
             leaves, accepted = Signal(name=f"leaves{i}"), Signal(name=f"accepted{i}")
@@ -129,7 +131,7 @@ class ReadPort(wiring.Component):
                 coalescer.hold.eq(asked & ~may_request if depth >= 2 * BURST_LINES else 0),
                 coalescer.line.payload.eq(line_asked),
                 window.lines[i].eq(offered.output.payload),
-                outside[i].eq(asked & ~inside), errors.sources[i].valid.eq(outside[i] & ~halted),
+                outside[i].eq(asked & ~inside), errors.sources[i].valid.eq(is_outside),
                 errors.sources[i].report.code.eq(ErrorCode.READ_OUTSIDE_WINDOW),
                 errors.sources[i].report.address.eq(line_asked.address << offset_bits),
                 errors.sources[i].report.client.eq(i),
@@ -185,13 +187,17 @@ class ReadPort(wiring.Component):
         beat = Signal(range(beats)) if beats > 1 else Const(0, 1)
         index = Signal(range(BURST_LINES))
         taken, line_end = Signal(), Signal()
+        # Of the cycle before:
+        is_failed, failed_line, failed_client = Signal(), Signal(address_bits), Signal(CLIENT_BITS)
+        m.d.sync += [is_failed.eq(failed & ~halted & ~self.clear), failed_client.eq(expected.output.payload.client),
+                     failed_line.eq(expected.output.payload.address + index)]
         m.d.comb += [
             self.axi.rready.eq(expected.output.valid), taken.eq(self.axi.rvalid & self.axi.rready),
             line_end.eq(taken & (beat == beats - 1)), expected.output.ready.eq(taken & self.axi.rlast),
-            failed.eq(taken & (self.axi.rresp != 0)), errors.sources[count].valid.eq(failed & ~halted),
+            failed.eq(taken & (self.axi.rresp != 0)), errors.sources[count].valid.eq(is_failed),
             errors.sources[count].report.code.eq(ErrorCode.READ_FAILED),
-            errors.sources[count].report.address.eq((expected.output.payload.address + index) << offset_bits),
-            errors.sources[count].report.client.eq(expected.output.payload.client),
+            errors.sources[count].report.address.eq(failed_line << offset_bits),
+            errors.sources[count].report.client.eq(failed_client),
             self.quiet.eq((outstanding == 0) & ~recent & Cat(nothing_queued).all()),
         ]
         m.d.sync += delivered.eq(Cat(line_end & (expected.output.payload.client == i) for i in range(count)))

@@ -203,7 +203,8 @@ class ScalarUnit(wiring.Component):
     step : In(32)  what register 63 reads.
     store_enable, store_address, store_word : Out  a command with ``microprogram`` gives the wide lanes its words
         here, one in every other cycle, instead of running operations.
-    select, value : value of register ``select`` in the next cycle, while no command is running.
+    select, value : value of register ``select`` of two cycles before, while no command is running. A change of
+        ``step`` takes up to 6 cycles more, in which no command may begin.
     read, write : memory clients, one line at a time.
     exponent, zero_range, illegal : Out(1)  pulses: EXPONENT saturated; NEAREST_LOG2 of 0; unknown operation (it
         writes nothing) or a count above the descriptor's size (nothing runs).
@@ -233,19 +234,12 @@ class ScalarUnit(wiring.Component):
         m.submodules.registers = registers = memory.Memory(shape=signed(32), depth=REGISTERS, init=[])
         write = registers.write_port()
 
-        def read_port(name, address, number=None):
-            """The memory's word, and the value of register ``number`` (by default, the one addressed)."""
+        def read_port(address):
             port = registers.read_port(domain="comb")
-            value = Signal(signed(32), name=f"value_{name}")
-            number = address if number is None else number
-            m.d.comb += [port.addr.eq(address), value.eq(port.data)]
-            with m.If(number == ZERO):
-                m.d.comb += value.eq(0)
-            with m.If(number == STEP):
-                m.d.comb += value.eq(self.step)
-            return port.data, value
+            m.d.comb += port.addr.eq(address)
+            return port.data
 
-        index = Signal(range(REGISTERS + 1))          # of the next operation, or of the register to dump
+        index = Signal(range(SCALAR_OPERATIONS + 1))  # of the next operation
         ended = Signal()                              # no operation is left; two cycles after a change of `index`
         m.d.sync += ended.eq(index == command.count)
         # A block RAM, with a register behind it as its output is late. `index` is two cycles old then.
@@ -259,8 +253,10 @@ class ScalarUnit(wiring.Component):
         operation = data.View(data.StructLayout({"op": 6, "dst": 6, "a": 6, "b": 6, "imm": signed(8)}),
                               Signal(32, name="operation", reset_less=True))
         fetch = Signal()
+        # The address of port b is in a register of its own, which also counts through what is dumped.
+        address_b = Signal(range(REGISTERS), reset_less=True)
         with m.If(fetch):
-            m.d.sync += operation.as_value().eq(coming.data)
+            m.d.sync += [operation.as_value().eq(coming.data), address_b.eq(coming.data[18:24])]
         m.d.comb += self.store_word.eq(operation.as_value())
 
         # A range is read-modify-write: arrival, old value, comparison, larger one.
@@ -272,26 +268,31 @@ class ScalarUnit(wiring.Component):
         m.d.comb += larger.eq(Mux(replaces, written.value, kept))
         pending = self.range.valid | arrived.valid | compared.valid | written.valid
 
-        dumping, running = Signal(), Signal()         # registers: the addresses must come early
-        of_range, a = read_port("a", Mux(arrived.valid, arrived.register, operation.a), operation.a)
-        _, b = read_port("b", Mux(dumping, index, operation.b))
-        select = Signal.like(self.select)
-        m.d.sync += select.eq(self.select)
-        _, c = read_port("c", Mux(running, operation.imm.as_unsigned()[:6], select))
-        m.d.comb += self.value.eq(c)
-        m.d.sync += old.eq(Mux(written.valid & (written.register == arrived.register), larger, of_range))
+        running = Signal()                            # a register: the address must come early
+        a = read_port(Mux(arrived.valid, arrived.register, operation.a))
+        b = read_port(address_b)
+        select, operand_c = Signal.like(self.select), Signal(signed(32))
+        m.d.sync += [select.eq(self.select),
+                     operand_c.eq(read_port(Mux(running, operation.imm.as_unsigned()[:6], select))),
+                     old.eq(Mux(written.valid & (written.register == arrived.register), larger, a))]
+        m.d.comb += self.value.eq(operand_c)
 
         chosen, result = Signal(signed(32)), Signal(signed(32))
         committing = Signal()                         # a register: state COMMIT
         known, writes = Signal(), Signal()
-        m.d.comb += [write.addr.eq(operation.dst), write.data.eq(result), write.en.eq(committing & writes)]
+        # Between commands ZERO and STEP are written in turn, as results are, so that nothing tells them from the others
+        # where a register is read.
+        refreshing, turn = Signal(), Signal()
+        m.d.sync += refreshing.eq(0)
+        m.d.comb += [write.addr.eq(Mux(refreshing, Mux(turn, STEP, ZERO), operation.dst)), write.data.eq(result),
+                     write.en.eq((committing & writes) | refreshing)]
         with m.If(written.valid):
             m.d.comb += [write.addr.eq(written.register), write.data.eq(larger),
                          write.en.eq(~written.register.matches(ZERO, STEP))]
 
         # First cycle of an operation: operands. Second: sum and normalisation begun. Counting bits takes three cycles
         # more. Then the choice of the result; last, its writing.
-        operand_a, operand_b, operand_c = Signal(signed(32)), Signal(signed(32)), Signal(signed(32))
+        operand_a, operand_b = Signal(signed(32)), Signal(signed(32))
         subtracts, immediate = Signal(), Signal()
         total, empty_c = Signal(signed(33)), Signal()     # empty_c: operand c is 0
         begun, normal = Signal(32), Signal(32)        # operand a shifted left until bit 31 is set, and how far
@@ -355,12 +356,14 @@ class ScalarUnit(wiring.Component):
         m.d.sync += self.store_enable.eq(0)
         line = self.write.line
         line_data = data_register(m, line.p.data)
-        lane = index[:(lanes - 1).bit_length()]
+        lane = address_b[:(lanes - 1).bit_length()]
         m.d.comb += [line.p.strobe.eq(~0), self.read.request.p.eq(command.load >> line_bits)]
         with m.FSM():
             with m.State("IDLE"):
+                m.d.sync += [turn.eq(turn ^ (refreshing & ~written.valid)), refreshing.eq(1),
+                             result.eq(Mux(turn ^ (refreshing & ~written.valid), self.step, 0))]
                 with m.If(self.command.valid):
-                    m.d.sync += running.eq(1)
+                    m.d.sync += [running.eq(1), refreshing.eq(0)]
                     with m.If(command.count > SCALAR_OPERATIONS):
                         m.d.comb += self.illegal.eq(1)
                         m.next = "DONE"
@@ -395,7 +398,7 @@ class ScalarUnit(wiring.Component):
                 m.next = "OPERANDS"
             with m.State("OPERANDS"):
                 m.d.sync += [
-                    operand_a.eq(a), operand_b.eq(b), operand_c.eq(c),
+                    operand_a.eq(a), operand_b.eq(b),
                     subtracts.eq(operation.op.matches(Operation.SUB, Operation.MIN, Operation.MAX)),
                     immediate.eq(operation.op == Operation.ADDI),
                 ]
@@ -438,12 +441,11 @@ class ScalarUnit(wiring.Component):
                     m.d.sync += committing.eq(0)
                     m.next = "OPERANDS"
             with m.State("QUIET"):
-                m.d.sync += line.p.address.eq(command.dump >> line_bits)
+                m.d.sync += [line.p.address.eq(command.dump >> line_bits), address_b.eq(0)]
                 with m.If(self.write.idle & ~pending):
-                    m.d.sync += dumping.eq(1)
                     m.next = "COLLECT"
             with m.State("COLLECT"):
-                m.d.sync += [line_data.word_select(lane, 32).eq(b), index.eq(index + 1)]
+                m.d.sync += [line_data.word_select(lane, 32).eq(b), address_b.eq(address_b + 1)]
                 with m.If(lane.all()):
                     m.d.sync += line.valid.eq(1)
                     m.next = "DUMP"
@@ -451,7 +453,7 @@ class ScalarUnit(wiring.Component):
                 with m.If(line.ready):
                     m.d.sync += [line.valid.eq(0), line.p.address.eq(line.p.address + 1)]
                     m.next = "COLLECT"
-                    with m.If(index == REGISTERS):
+                    with m.If(address_b == 0):
                         m.next = "DUMPED"
             with m.State("DUMPED"):
                 # `idle` falls in the cycle after the last transfer at the latest, which is this one.
@@ -462,6 +464,6 @@ class ScalarUnit(wiring.Component):
             with m.State("DONE"):
                 m.d.sync += index.eq(0)
                 m.d.comb += [self.command.ready.eq(1), self.done.eq(1)]
-                m.d.sync += [running.eq(0), dumping.eq(0)]
+                m.d.sync += running.eq(0)
                 m.next = "IDLE"
         return m

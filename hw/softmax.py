@@ -8,7 +8,8 @@ from amaranth.lib.wiring import In, Out
 
 from .config import CoreConfig
 from .divider import Divider
-from .loss import LOG2_E, part_ends
+from .interfaces import data_register
+from .loss import LOG2_E, data_only, part_ends
 
 __all__ = ["Softmax", "LOG2_E", "OCTAVE", "OCTAVES", "PROBABILITY_BITS", "EXPONENTIALS"]
 
@@ -76,7 +77,7 @@ class Softmax(wiring.Component):
 
         # What follows from the settings is in registers, as is everything that comes from outside.
         shift_bits = SCALED_BITS + LARGEST_LEFT
-        amount, penultimate = Signal(range(shift_bits + 1)), Signal(CLASS_BITS)
+        amount, penultimate = data_only(range(shift_bits + 1)), data_only(CLASS_BITS)
         offset = 7 + LARGEST_LEFT
         m.d.sync += [
             amount.eq(Mux(self.exponent > offset, 0,
@@ -86,7 +87,10 @@ class Softmax(wiring.Component):
 
         position, lane, last = Signal(CLASS_BITS), Signal(range(self.lanes)), Signal()
         odd = Signal()               # the part at hand is the second of its vector
-        logit, largest, first, exceeds = Signal(signed(32)), Signal(signed(32)), Signal(), Signal()
+        takes = Signal()             # the part at hand: a ready from a register, as the source has many readers
+        m.d.comb += self.logits.ready.eq(takes)
+        m.d.sync += takes.eq(0)
+        logit, largest, first, exceeds = data_only(signed(32)), data_only(signed(32)), Signal(), Signal()
         collected = Signal(CLASS_BITS)      # values written in this pass
         m.d.comb += [read.addr.eq(position), write.addr.eq(collected)]
         with m.If(write.en):
@@ -97,22 +101,24 @@ class Softmax(wiring.Component):
 
         # Powers: `stages` says in which registers there is one.
         raising = Signal()
-        stages = Signal(10)
-        value, distance = Signal(signed(32)), Signal(DISTANCE_BITS)
+        stages = Signal(12)
+        value, difference, distance = data_only(signed(32)), data_only(DISTANCE_BITS), data_only(DISTANCE_BITS)
         half = DISTANCE_BITS // 2
-        low, high = Signal(half + 16), Signal(DISTANCE_BITS - half + 16)
-        scaled, coarse = Signal(SCALED_BITS), Signal(shift_bits)
+        low, high = data_only(half + 16), data_only(DISTANCE_BITS - half + 16)
+        low_there, high_there = data_only(low.shape()), data_only(high.shape())
+        scaled, coarse = data_only(SCALED_BITS), data_only(shift_bits)
         kept = FRACTION_BITS + OCTAVES.bit_length() + COARSE - 1
-        octaves, beyond = Signal(kept), Signal()
-        octave, raised, octave_there = Signal(5), Signal(TERM_BITS), Signal(5)
-        total, term = Signal(sum_bits), Signal(TERM_BITS)
+        octaves, beyond = data_only(kept), data_only()
+        octave, raised, octave_there = data_only(5), data_only(TERM_BITS), data_only(5)
+        total, term = data_only(sum_bits), data_only(TERM_BITS)
         fine = (COARSE - 1).bit_length()
         m.d.sync += [
             stages.eq(Cat(raising, stages)),
             value.eq(read.data),
-            distance.eq(largest - value),
+            difference.eq(largest - value), distance.eq(difference),        # the multiplier may be far
             low.eq(distance[:half] * LOG2_E), high.eq(distance[half:] * LOG2_E),
-            scaled.eq(low + (high << half)),
+            low_there.eq(low), high_there.eq(high),
+            scaled.eq(low_there + (high_there << half)),
             coarse.eq(Cat(Const(0, LARGEST_LEFT), scaled) >> Cat(Const(0, fine), amount[fine:])),
             octaves.eq(coarse[:kept] >> amount[:fine]), beyond.eq(coarse[kept:].any()),
             octave.eq(Mux(beyond | octaves[FRACTION_BITS + 5:].any(), OCTAVES, octaves[FRACTION_BITS:])),
@@ -125,16 +131,16 @@ class Softmax(wiring.Component):
             m.d.sync += total.eq(total + term)
 
         # Divisions. The label is held for many cycles.
-        dividend = Signal(TERM_BITS)
+        dividend = data_only(TERM_BITS)
         label_there, at_label = Signal(), Signal()
-        result = Signal(signed(PROBABILITY_BITS + 2))
+        result = data_only(signed(PROBABILITY_BITS + 2))
         m.d.sync += [label_there.eq(self.label.valid), at_label.eq(self.label.payload == position),
                      dividend.eq(read.data)]
         m.d.comb += [
             divider.i.payload.numerator.eq(dividend << PROBABILITY_BITS),
             divider.i.payload.denominator.eq(total),
         ]
-        vector, full = self.error.payload, self.error.valid
+        vector, full = data_register(m, self.error.payload), self.error.valid
         with m.If(full & self.error.ready):
             m.d.sync += full.eq(0)
 
@@ -149,18 +155,21 @@ class Softmax(wiring.Component):
             with m.State("LOAD"):
                 m.d.sync += [logit.eq(self.logits.payload[lane]), first.eq(position == 0), total.eq(0)]
                 with m.If(self.logits.valid):
+                    m.d.sync += takes.eq(last | lane.all())
                     m.next = "STORE"
             with m.State("STORE"):
-                m.d.comb += [write.en.eq(1), self.logits.ready.eq(last | lane.all())]
+                m.d.comb += write.en.eq(1)
                 m.d.sync += lane.eq(Mux(last, 0, lane + 1))
                 m.d.sync += exceeds.eq(first | (logit > largest))
                 with m.If(last):
                     m.d.sync += collected.eq(0)
                 advance("LOAD", "POWERS")
+                if self.parts > 1:
+                    m.d.sync += takes.eq(last & ~odd)
                 part_ends(m, self.parts, lane, last, odd, "SKIP")
             if self.parts > 1:
                 with m.State("SKIP"):
-                    m.d.comb += self.logits.ready.eq(1)
+                    m.d.sync += takes.eq(~self.logits.valid)
                     with m.If(self.logits.valid):
                         m.next = "POWERS"
             with m.State("POWERS"):

@@ -107,8 +107,8 @@ class VectorEngine(wiring.Component):
     source0, source1, source2, target0, target1 : memory clients. SCALAR uses source0 and target0.
     range, step : In  maxima from the product engine and number of the step, see :class:`hw.scalar.ScalarUnit`.
     seed : In(32)  of the random words, whose step is ``step``. Both are stable while a command runs.
-    busy, stalled_in, stalled_out, idle : Out(1)  exactly one is high: something moves; waiting for a source;
-        waiting to write or for acknowledgement; no command.
+    busy, stalled_in, stalled_out, idle : Out(1)  exactly one is high: in the cycle before, something moved; it waited
+        for a source; it waited to write or for acknowledgement; there was no command.
     exponent_saturated, zero_range, illegal : Out(1)  pulses while a command runs.
 
     Vectors pass in parts of L = ``config.lanes`` elements, all parts of one before the next.
@@ -239,8 +239,7 @@ class VectorEngine(wiring.Component):
         ]
 
         # Settings from the command and its scalar register.
-        register, shift, exponent = Signal(signed(32)), Signal(SHIFT_SHAPE), Signal(signed(16))
-        m.d.sync += register.eq(scalar.value)
+        register, shift, exponent = scalar.value, Signal(SHIFT_SHAPE), Signal(signed(16))
         m.d.comb += [scalar.select.eq(Mux(wide.done, command.shift_register, wide.scalar_select)),
                      wide.scalar_value.eq(scalar.value)]
         least = Signal(SHIFT_SHAPE)
@@ -305,15 +304,19 @@ class VectorEngine(wiring.Component):
             m.d.sync += label_lane.eq(Mux(last_sample, 0, label_lane + 1))
 
         # Results to the writers. A result leaves when both have taken their part.
-        value, chosen = writers[0].vector, writers[1].vector
+        value_buffer, chosen_buffer = (SkidBuffer(writer.vector.payload.shape()) for writer in writers)
+        value, chosen = value_buffer.input, chosen_buffer.input
         valid, ready, value_taken, chosen_taken, dropped = Signal(), Signal(), Signal(), Signal(), Signal()
         found = data.StructLayout({"value": value.payload.shape(), "chosen": chosen.payload.shape()})
         result, held, leaves = Signal(found), Signal(found, reset_less=True), Signal()
         waiting = Signal()       # a result is held
-        # Its ready is a register: the way back from the writers ends there. A FILL always has one more result.
+        # Their ready is a register: the ways back from the writers end there. A FILL always has one more result.
         start = Signal()         # a register: all loops begin by it
         results = SkidBuffer(found)
         m.submodules.results = ResetInserter(start)(results)
+        for k, (buffer, writer) in enumerate(zip((value_buffer, chosen_buffer), writers, strict=True)):
+            m.submodules[f"written{k}"] = ResetInserter(start)(buffer)
+            connect(m, buffer.output, writer.vector)
         m.d.comb += [results.input.valid.eq(valid), results.input.payload.eq(result), ready.eq(results.input.ready)]
         m.d.comb += [
             dropped.eq(~command.enable[2]), value.payload.eq(held.value), chosen.payload.eq(held.chosen),
@@ -389,12 +392,21 @@ class VectorEngine(wiring.Component):
             scalar.step.eq(self.step),
             self.exponent_saturated.eq(scalar.exponent), self.zero_range.eq(scalar.zero_range),
         ]
+        # What the engine does is told a cycle later, as it shows in the last gates of a cycle.
         moving, blocked, starved = Signal(), Signal(), Signal()
-        m.d.comb += [
+        acts, waits, runs = Signal(), Signal(), Signal()     # at work; for acknowledgement; at what the others tell
+        m.d.sync += [
+            acts.eq(0), waits.eq(0), runs.eq(0),
             moving.eq((x.valid & x.ready) | (value.valid & value.ready)),
             blocked.eq(self._waits(writers[0].client.line) | self._waits(writers[1].client.line)),
             starved.eq(Mux(is_loss, (x.ready & ~x.valid) | (other.ready & ~other.valid),
                            (in_lanes & lanes.starved & ~(pool_first & x.valid)) | (is_wide & wide.starved))),
+        ]
+        m.d.comb += [
+            self.busy.eq(acts | (runs & (moving | ~(blocked | starved)))),
+            self.stalled_out.eq(waits | (runs & ~moving & blocked)),
+            self.stalled_in.eq(runs & ~moving & ~blocked & starved),
+            self.idle.eq(~(acts | waits | runs)),
             lanes.start.eq(start), wide.start.eq(start & is_wide),
             readers[0].start.eq(start & ~fill), readers[1].start.eq(start & command.enable[0]),
             readers[2].start.eq(start & command.enable[1]),
@@ -404,30 +416,29 @@ class VectorEngine(wiring.Component):
         with m.FSM():
             with m.State("IDLE"):
                 with m.If(self.vector.valid):
-                    m.d.comb += self.busy.eq(1)
+                    m.d.sync += acts.eq(1)
                     m.next = "DECODE"
                 with m.Elif(self.scalar.valid):
-                    m.d.comb += self.busy.eq(1)
+                    m.d.sync += acts.eq(1)
                     m.next = "SCALAR"
-                with m.Else():
-                    m.d.comb += self.idle.eq(1)
             with m.State("SCALAR"):
                 m.d.comb += [to_scalar.eq(1), scalar.command.valid.eq(self.scalar.valid),
-                             self.busy.eq(1), self.done.eq(scalar.done), self.illegal.eq(scalar.illegal)]
+                             self.done.eq(scalar.done), self.illegal.eq(scalar.illegal)]
+                m.d.sync += acts.eq(1)
                 with m.If(scalar.done):
                     m.next = "IDLE"
             with m.State("DECODE"):
-                m.d.comb += self.busy.eq(1)
+                m.d.sync += acts.eq(1)
                 m.next = "SETTINGS"
             with m.State("SETTINGS"):
-                m.d.comb += self.busy.eq(1)
                 m.d.sync += [
+                    acts.eq(1),
                     shift.eq(Mux(register < least, least, Mux(register > MAX_SHIFT, MAX_SHIFT, register))),
                     exponent.eq(register),
                 ]
                 m.next = "START"
             with m.State("START"):
-                m.d.comb += self.busy.eq(1)
+                m.d.sync += acts.eq(1)
                 with m.If(legal):
                     m.d.sync += start.eq(1)
                     m.next = "BEGIN"
@@ -435,13 +446,10 @@ class VectorEngine(wiring.Component):
                     m.d.comb += [self.illegal.eq(1), self.vector.ready.eq(1), self.done.eq(1)]
                     m.next = "IDLE"
             with m.State("BEGIN"):
-                m.d.comb += self.busy.eq(1)
+                m.d.sync += acts.eq(1)
                 m.next = "RUN"
             with m.State("RUN"):
-                m.d.comb += [
-                    self.stalled_out.eq(~moving & blocked), self.stalled_in.eq(~moving & ~blocked & starved),
-                    self.busy.eq(moving | ~(blocked | starved)),
-                ]
+                m.d.sync += runs.eq(1)
                 m.d.comb += self.illegal.eq(wide.illegal)
                 with m.If(writers[0].done & writers[1].done & wide.done):
                     m.d.sync += delivered.eq(0)
@@ -450,12 +458,13 @@ class VectorEngine(wiring.Component):
                         m.d.comb += [self.vector.ready.eq(1), detector.last.eq(ranging)]
                         m.next = "ACKNOWLEDGE"
             with m.State("RANGES"):
-                m.d.comb += [self.busy.eq(1), delivering.eq(delivered != command.ranges)]
+                m.d.sync += acts.eq(1)
+                m.d.comb += delivering.eq(delivered != command.ranges)
                 with m.If(~delivering):
                     m.d.comb += self.vector.ready.eq(1)
                     m.next = "ACKNOWLEDGE"
             with m.State("ACKNOWLEDGE"):
-                m.d.comb += self.stalled_out.eq(1)
+                m.d.sync += waits.eq(1)
                 with m.If(self.target0.idle & self.target1.idle & ~ranging):
                     m.d.comb += self.done.eq(1)
                     m.next = "IDLE"
@@ -502,14 +511,15 @@ class VectorEngine(wiring.Component):
             "unpool": holds(command.unpool, (command.count2 == 2) & (command.count4 == 2)),
             "loss": holds(is_loss, (command.source0_width == Mux(is_softmax, 2, 0)) & (command.source1_width == 0)
                           & (command.target_width == Mux(is_softmax, 2, 0))
-                          & (command.classes >= 2) & (command.classes <= max_classes)
-                          & (command.count3 <= self.config.lanes) & (channels >= command.classes)
-                          & (channels < command.classes + vector)),
+                          & (command.count3 <= self.config.lanes)),
+            "classes": holds(is_loss, (command.classes >= 2) & (command.classes <= max_classes)),
+            "enough channels": holds(is_loss, channels >= command.classes),
+            "no vector more": holds(is_loss, channels < command.classes + vector),
         }
         legal = Signal(init=1)
         m.d.sync += legal.eq(1)
         for name, rule in rules.items():
-            flag = Signal(name=f"rule_{name}", init=1)
+            flag = Signal(name=f"rule_{name.replace(' ', '_')}", init=1)
             m.d.sync += flag.eq(rule)
             with m.If(~flag):
                 m.d.sync += legal.eq(0)

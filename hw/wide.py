@@ -40,8 +40,8 @@ class WideLanes(wiring.Component):
     x, y, z : In streams of L x signed(32). draw : In stream of L x 32 bits.
     output : Out stream of L x signed(32).
     store_enable, store_address, store_word : In  change a word of the microprogram memory; only while ``done``.
-    scalar_select : Out(6), scalar_value : In(signed(32))  read port of the scalar registers; the value is taken in the
-        cycle after the selection.
+    scalar_select : Out(6), scalar_value : In(signed(32))  read port of the scalar registers; the value is that of the
+        selection of two cycles before.
     done : Out(1)  no run under way. ranges : Out(7).array(4)  bit lengths of the largest magnitudes that RANGE has seen
         in the last run, valid while ``done``.
     starved : Out(1)  waits for a source. illegal : Out(1)  pulse: unknown operation; the run ends.
@@ -86,18 +86,17 @@ class WideLanes(wiring.Component):
         proceed = Signal()                      # to the next word
         again, repeats = Signal(), Signal()     # an iteration has ended, and it was not the last; and the next begins
         fresh = Signal()                        # `upcoming` is new
-        scalar, shared, of_lane = (Signal(shape, name=name, reset_less=True) for name, shape in
-                                   (("scalar", signed(32)), ("shared", signed(32)), ("of_lane", 1)))
+        shared, of_lane = Signal(signed(32), reset_less=True), Signal(reset_less=True)
         ends, unknown, writes = (Signal(name=name, reset_less=True) for name in ("ends", "unknown", "writes"))
         work = Signal(lane_control, reset_less=True)
         m.d.comb += self.scalar_select.eq(upcoming.b[:6])
-        m.d.sync += [fresh.eq(proceed), scalar.eq(self.scalar_value), again.eq(0)]
+        m.d.sync += [fresh.eq(proceed), again.eq(0)]
         with m.If(fresh):
             m.d.comb += following.eq(Mux(upcoming.op == WideOperation.END, self.entry, pc + 1))
         with m.If(proceed):
             m.d.sync += [
                 word.eq(upcoming), upcoming.eq(fetch.data),
-                shared.eq(Mux(upcoming.kind == Kind.SCALAR, scalar, upcoming.b)),
+                shared.eq(Mux(upcoming.kind == Kind.SCALAR, self.scalar_value, upcoming.b)),
                 of_lane.eq(upcoming.kind == Kind.LANE), work.eq(decoded(upcoming.op)),
                 ends.eq(upcoming.op == WideOperation.END), unknown.eq(upcoming.op > max(WideOperation)),
                 writes.eq(~upcoming.op.matches(WideOperation.RANGE, WideOperation.WRITE)),
@@ -221,7 +220,7 @@ class WideLanes(wiring.Component):
         opening, turned = Signal(), Signal()     # turned: an iteration ends
         if parts > 1:
             m.d.sync += part.eq(~opening & (part ^ turned))
-        m.d.comb += [nest.step.eq(again), nest.load.eq(opening)]
+        m.d.comb += [nest.step.eq(again), nest.load.eq(opening), nest.begin.eq(opening)]
         m.d.sync += opening.eq(0)
         with m.If(opening):
             m.d.sync += [*[bits.eq(0) for bits in seen], *[length.eq(0) for length in lengths]]

@@ -92,7 +92,7 @@ class StreamAddresses(Elaboratable):
         taken = item.valid & item.ready
         begins, active = Signal(), Signal()
         m.d.comb += [begins.eq(~after(m, 1) | (anyseq(m, 1, "begins") & ~active)),
-                     dut.load.eq(begins), loops.load.eq(begins), loops.step.eq(taken),
+                     dut.load.eq(begins), loops.load.eq(begins), loops.begin.eq(begins), loops.step.eq(taken),
                      dut.start.eq(span.start), loops.start_address.eq(span.start),
                      item.ready.eq(anyseq(m, 1, "ready"))]
         for k in range(levels):
@@ -258,7 +258,7 @@ PROOFS = [
     _proof("address_stream/addresses", StreamAddresses,
            ("hw/address_stream.py", "nest.step.eq(running & into.ready)", "nest.step.eq(running)"),
            ("hw/address_stream.py", "m.If(nest.step & nest.last)", "m.If(nest.last)"),
-           ("hw/address_stream.py", "nest.load.eq(~running)", "nest.load.eq(self.load & running)")),
+           ("hw/address_stream.py", "nest.begin.eq(self.load)", "nest.begin.eq(self.load & ~into.ready)")),
     _proof("vector_reader/addresses", ReaderAddresses,
            ("hw/vector_reader.py", "item.ready.eq(~waiting | issued)", "item.ready.eq(~waiting)"),
            ("hw/vector_reader.py", "addresses.stride[k].eq(self.stride[k])", "addresses.stride[k].eq(self.stride[0])")),

@@ -253,7 +253,7 @@ class LoopNestProof(Elaboratable):
         down = [anyconst(m, 1, f"down{k}") for k in range(self.levels)]
         counts = [anyconst(m, 2, f"count{k}") for k in range(self.levels)]
         begun = after(m, 1)
-        m.d.comb += [dut.load.eq(~begun), dut.step.eq(begun), dut.start_address.eq(start)]
+        m.d.comb += [dut.load.eq(~begun), dut.begin.eq(~begun), dut.step.eq(begun), dut.start_address.eq(start)]
         at = [Signal(2, name=f"at{k}") for k in range(self.levels)]     # the specification's own counters
         ends, value, low, high = [], start, start, start
         for k in range(self.levels):
@@ -292,7 +292,7 @@ class LoopNestHold(Elaboratable):
         free_inputs(m, dut, keep=("count",))
         m.d.comb += [dut.count[k].eq(counts[k]) for k in range(4)]
         outputs = Cat(dut.value_address, dut.value_row, dut.at_first, dut.at_last, dut.last)
-        still = delayed(m, ~dut.load & ~dut.step, 1)
+        still = delayed(m, ~dut.load & ~dut.begin & ~dut.step, 1)
         m.d.comb += Assert(~still | (outputs == delayed(m, outputs, 1)), "moved without a step")
         return m
 

@@ -26,8 +26,10 @@ def test_values_follow_the_affine_formula(counts):
         ctx.set(dut.start_row, start["row"])
         for _ in range(2):     # a second run shows that nothing is left over
             ctx.set(dut.load, 1)
+            ctx.set(dut.begin, 1)
             await ctx.tick()
             ctx.set(dut.load, 0)
+            ctx.set(dut.begin, 0)
             ctx.set(dut.step, 1)
             loops = [range(max(1, count)) for count in counts]
             for index in itertools.product(*loops):

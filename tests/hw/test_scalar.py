@@ -95,7 +95,7 @@ class Bench:
         values = []
         for k in range(REGISTERS):
             ctx.set(self.dut.select, k)
-            await ctx.tick()
+            await ctx.tick().repeat(2)
             values.append(ctx.get(self.dut.value))
         return values
 
@@ -157,7 +157,7 @@ def test_each_operation_at_the_edges(code):
             await b.command(ctx, words)
             for k in (1, 2, 3, 4):
                 ctx.set(b.dut.select, k)
-                await ctx.tick()
+                await ctx.tick().repeat(2)
                 assert ctx.get(b.dut.value) == expected[k], (x, y, k)
             assert b.errors == errors, (x, y)
 

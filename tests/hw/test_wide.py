@@ -29,8 +29,10 @@ class Bench:
         self.address = 0
 
     async def scalar_file(self, ctx):
-        async for select in ctx.changed(self.dut.scalar_select):
-            ctx.set(self.dut.scalar_value, self.scalars[select[0]])
+        selected = [0, 0]
+        async for _, _, select in ctx.tick().sample(self.dut.scalar_select):
+            selected = [selected[-1], select]
+            ctx.set(self.dut.scalar_value, self.scalars[selected[0]])
 
     async def store(self, ctx, instructions):
         """Appends a program to the microprogram memory: its entry and words."""
