@@ -153,7 +153,7 @@ MUTATIONS = (
              "full.eq(slot == 3)", (_hw("fold.py::test_windows_equal_numpy[1-8-2]"),)),
     Mutation("niti loss takes no padding", "hw/loss.py", "with m.If(last & ~odd):", "with m.If(0):",
              (_hw("loss.py::test_matches_golden[V8L4]"),)),
-    Mutation("softmax takes no padding", "hw/softmax.py", "with m.If(last & ~odd):", "with m.If(0):",
+    Mutation("softmax takes no padding", "hw/loss.py", "with m.If(last & ~odd):", "with m.If(0):",
              (_hw("softmax.py::test_matches_the_formula_and_golden[V8L4]"),)),
     Mutation("parts share lane registers", "hw/wide.py", "part.eq(~opening & (part ^ turned))", "part.eq(0)",
              (_hw("wide.py::test_random_programs_over_loops[small-8-none]"),)),
