@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Iterable, Sequence
+from functools import reduce
+from operator import or_
 
 from amaranth.hdl import Array, Cat, Module, Mux, Signal, signed
 from amaranth.lib import data, memory, stream, wiring
@@ -324,33 +326,28 @@ class ScalarUnit(wiring.Component):
         saturated, first = Signal(), Signal()         # first: a is chosen, not b
         beyond = total[EXPONENT_LIMIT.bit_length():]            # copies of the sign, if the limit is kept
         m.d.comb += saturated.eq(beyond.any() & ~beyond.all())
-        m.d.comb += known.eq(1)
-        with m.Switch(operation.op):
-            with m.Case(Operation.MIN):
-                m.d.comb += first.eq(total < 0)
-            with m.Case(Operation.MAX):
-                m.d.comb += first.eq(total >= 0)
-            with m.Case(Operation.SELECT_ZERO):
-                m.d.comb += first.eq(empty_c)
-            with m.Default():
-                m.d.comb += first.eq(~empty_c & ~operand_c[-1])
-        with m.Switch(operation.op):
-            with m.Case(Operation.SET):
-                m.d.comb += chosen.eq(operation.as_value()[12:].as_signed())
-            with m.Case(Operation.ADD, Operation.SUB, Operation.ADDI):
-                m.d.comb += chosen.eq(total)
-            with m.Case(Operation.MIN, Operation.MAX, Operation.SELECT_ZERO, Operation.SELECT_POSITIVE):
-                m.d.comb += chosen.eq(Mux(first, operand_a, operand_b))
-            with m.Case(Operation.CEIL_LOG2, Operation.BIT_LENGTH, Operation.NEAREST_LOG2):
-                m.d.comb += chosen.eq(bits)
-            with m.Case(Operation.WORD):
-                m.d.comb += chosen.eq(word)
-            with m.Case(Operation.EXPONENT):
-                m.d.comb += chosen.eq(total)
-                with m.If(saturated):
-                    m.d.comb += chosen.eq(Mux(total < 0, -EXPONENT_LIMIT - 1, EXPONENT_LIMIT))
-            with m.Default():
-                m.d.comb += known.eq(0)
+
+        def is_one(*operations):
+            """A register, right from the second cycle of an operation on."""
+            flag = Signal(name=f"is_{operations[0].name.lower()}")
+            m.d.sync += flag.eq(operation.op.matches(*operations))
+            return flag
+
+        less, greater, zero, positive = (is_one(operation) for operation in (
+            Operation.MIN, Operation.MAX, Operation.SELECT_ZERO, Operation.SELECT_POSITIVE))
+        counts = is_one(Operation.CEIL_LOG2, Operation.BIT_LENGTH, Operation.NEAREST_LOG2)
+        exponent = is_one(Operation.EXPONENT)
+        limited = Mux(saturated, Mux(total < 0, -EXPONENT_LIMIT - 1, EXPONENT_LIMIT), total)
+        sources = ((is_one(Operation.SET), operation.as_value()[12:].as_signed()),
+                   (is_one(Operation.ADD, Operation.SUB, Operation.ADDI), total), (exponent, limited),
+                   (less | greater | zero | positive, Mux(first, operand_a, operand_b)), (counts, bits),
+                   (is_one(Operation.WORD), word))
+        m.d.comb += [
+            first.eq((less & (total < 0)) | (greater & (total >= 0)) | (zero & empty_c)
+                     | (positive & ~empty_c & ~operand_c[-1])),
+            chosen.eq(reduce(or_, (Mux(flag, value, 0) for flag, value in sources))),
+            known.eq(Cat(flag for flag, _ in sources).any()),
+        ]
 
         unknown, beyond_limit, no_range = Signal(), Signal(), Signal()    # of the result
         m.d.sync += self.store_enable.eq(0)
@@ -430,7 +427,7 @@ class ScalarUnit(wiring.Component):
             with m.State("RESULT"):
                 m.d.sync += [
                     result.eq(chosen), unknown.eq(~known), writes.eq(known & ~operation.dst.matches(ZERO, STEP)),
-                    committing.eq(1), beyond_limit.eq((operation.op == Operation.EXPONENT) & saturated),
+                    committing.eq(1), beyond_limit.eq(exponent & saturated),
                     no_range.eq((operation.op == Operation.NEAREST_LOG2) & (length == 0)),
                 ]
                 m.next = "COMMIT"

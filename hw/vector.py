@@ -270,10 +270,10 @@ class VectorEngine(wiring.Component):
         label_lane, label = Signal(range(lanes_count)), Signal(8)
         to_lanes = Signal()
         m.d.sync += to_lanes.eq(command.function.matches(*stages) & ~(command.pool & command.state))
-        # The lanes take what they need of sources 1 and 2 while there is work, so these need no gate.
+        # The lanes take what they need of sources 1 and 2 while there is work, the wide lanes all: these need no gate.
         routes = ((x, lanes.x, to_lanes), (other, lanes.other, Const(1)), (choice, lanes.choice, Const(1)),
-                  (x, wide.x, is_wide), (other, wide.y, is_wide), (choice, wide.z, is_wide),
-                  (lanes.words, wide.draw, is_wide),
+                  *((source, sink, Const(1)) for source, sink in ((x, wide.x), (other, wide.y), (choice, wide.z),
+                                                                  (lanes.words, wide.draw))),
                   *((x, loss.logits, active) for active, loss in losses),
                   *((other, loss.label, active) for active, loss in losses))
         # At most one route of a source is active, so its ready is a plain sum.
