@@ -155,11 +155,12 @@ class Lanes(wiring.Component):
         m.d.comb += [nest.stride_channel[4].eq(self.config.vector),
                      *(stride.eq(lanes_count) for stride in nest.stride_channel[5:])]
 
-        begin = Signal()             # a cycle after the start: a command without stages leaves the loops amid their way
-        m.d.sync += begin.eq(self.start)
+        # The loops are loaded for two cycles, because a command without stages leaves them amid their way.
+        started, begin, load = Signal(), Signal(), Signal()
+        m.d.sync += [started.eq(self.start), begin.eq(started), load.eq(self.start | started)]
         drawn = Signal(init=1)       # this vector's random words are there, or it needs none
         if rounder.needs_draw:
-            self._random_words(m, rounder, drawn, begin)
+            self._random_words(m, rounder, drawn, load, begin)
 
         pooled = self.pooled         # beside its element through the pipeline of the rounder
         for k in range(RoundShift.latency + 1 if states else 0):
@@ -210,7 +211,7 @@ class Lanes(wiring.Component):
             self.choice.ready.eq(step & need_choice),
             self.starved.eq((rounder_room & ~self.x.valid) | (rounded.output.valid & results_room & ~complete)),
             # The loops follow a cycle later, except that labels need them at once: their vectors come in every other.
-            nest.load.eq(self.start | begin), nest.begin.eq(begin), nest.step.eq(chosen),
+            nest.load.eq(load), nest.begin.eq(begin), nest.step.eq(chosen),
             output.valid.eq(results.output.valid), results.output.ready.eq(output.ready),
             output.payload.eq(results.output.payload.values), self.state.eq(results.output.payload.states),
             results.input.payload.eq(into_results),
@@ -270,7 +271,7 @@ class Lanes(wiring.Component):
                      *(count.eq(parts) for count in nest.count[5:])]
         return nest
 
-    def _random_words(self, m, rounder, drawn, begin):
+    def _random_words(self, m, rounder, drawn, load, begin):
         """Random words run ahead of the vectors into a queue with room for all that are on the way."""
         settings, lanes_count = self.settings, self.config.lanes
         m.submodules.random = random = RandomWords(lanes_count)
@@ -290,7 +291,7 @@ class Lanes(wiring.Component):
             words.ready.eq((self.x.valid & self.x.ready & settings.draw) | self.words.ready),
             taken.eq(queue.output.valid & queue.output.ready),
             self.words.valid.eq(words.valid), self.words.payload.eq(words.payload),
-            random_nest.load.eq(self.start | begin), random_nest.begin.eq(begin),
+            random_nest.load.eq(load), random_nest.begin.eq(begin),
             random_nest.start_product.eq(self.random_start),
             random_nest.step.eq(random.i_valid), drawn.eq(~settings.draw | words.valid),
         ]
