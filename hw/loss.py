@@ -185,11 +185,11 @@ class NitiLoss(wiring.Component):
             m.d.sync += sum_of_others.eq(sum_of_others + gradient)
         m.d.comb += [write.en.eq(writes), write.addr.eq(target), write.data.eq(Mux(negates, -error, error))]
 
-        vector = data_only(self.error.payload.shape())
+        vector = Signal(self.error.payload.shape())
         full, exceeds, first = Signal(), Signal(), Signal()
         m.d.comb += [self.error.valid.eq(full), self.error.payload.eq(vector)]
         with m.If(full & self.error.ready):
-            m.d.sync += full.eq(0)
+            m.d.sync += [full.eq(0), vector.eq(0)]
         m.d.sync += exceeds.eq(0)
         with m.If(exceeds):
             m.d.sync += largest_logit.eq(logit)
@@ -251,8 +251,6 @@ class NitiLoss(wiring.Component):
                 m.next = "SEND"
             with m.State("SEND"):
                 with m.If(~full):
-                    with m.If(lane == 0):
-                        m.d.sync += vector.eq(0)
                     m.d.sync += [vector[lane].eq(read.data), lane.eq(Mux(last, 0, lane + 1)),
                                  full.eq(last | lane.all())]
                     advance("SEEK", "LOAD")
@@ -260,6 +258,6 @@ class NitiLoss(wiring.Component):
             if self.parts > 1:
                 with m.State("PAD"):
                     with m.If(~full):
-                        m.d.sync += [vector.eq(0), full.eq(1)]
+                        m.d.sync += full.eq(1)
                         m.next = "LOAD"
         return m

@@ -69,7 +69,9 @@ class MaxPool(wiring.Component):
             m.d.sync += [count.eq(count + 1), opens.eq((count + 1)[self.parts - 1:][:2] == 0), best[0].eq(best[-1]),
                          *(after.eq(before) for before, after in zip(best, best[1:], strict=False))]
             for i in range(self.lanes):
-                with m.If(opens | (vector[i] > best[-1].value[i])):
+                lead = Signal(signed(33), name=f"lead{i}")      # its sign is at hand sooner than a comparison
+                m.d.comb += lead.eq(best[-1].value[i] - vector[i])
+                with m.If(opens | lead[-1]):
                     m.d.sync += [best[0].value[i].eq(vector[i]), best[0].choice[i].eq(position)]
         payload = data_register(m, Value.cast(self.output.payload))
         empty = Signal(init=1)       # the complement of output.valid, for the same reason as `vacant`

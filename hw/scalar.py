@@ -255,10 +255,12 @@ class ScalarUnit(wiring.Component):
         operation = data.View(data.StructLayout({"op": 6, "dst": 6, "a": 6, "b": 6, "imm": signed(8)}),
                               Signal(32, name="operation", reset_less=True))
         fetch = Signal()
-        # The address of port b is in a register of its own, which also counts through what is dumped.
-        address_b = Signal(range(REGISTERS), reset_less=True)
         with m.If(fetch):
-            m.d.sync += [operation.as_value().eq(coming.data), address_b.eq(coming.data[18:24])]
+            m.d.sync += operation.as_value().eq(coming.data)
+        # The address of port b is in a register of its own, which also counts through what is dumped. Its word stays in
+        # the memory's output while the operation waits for its operands.
+        address_b = Signal(range(REGISTERS), reset_less=True)
+        m.d.sync += address_b.eq(coming.data[18:24])
         m.d.comb += self.store_word.eq(operation.as_value())
 
         # A range is read-modify-write: arrival, old value, comparison, larger one.
@@ -447,6 +449,7 @@ class ScalarUnit(wiring.Component):
                     m.d.sync += line.valid.eq(1)
                     m.next = "DUMP"
             with m.State("DUMP"):
+                m.d.sync += address_b.eq(address_b)
                 with m.If(line.ready):
                     m.d.sync += [line.valid.eq(0), line.p.address.eq(line.p.address + 1)]
                     m.next = "COLLECT"

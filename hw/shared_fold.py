@@ -56,6 +56,9 @@ class SharedFold(wiring.Component):
         m.submodules.raw = raw = Fifo(self.config.line_bits, FOLD_LINES)
         owner, owned = Signal(), Signal()
         first = Signal(init=1)       # the complement of `owner`, so that not every bit of a line hangs on its net
+        # A line rests in a register before the queue, which is far from memory.
+        came, arrived = Signal(), Signal(self.config.line_bits, reset_less=True)
+        m.d.sync += [came.eq(0), arrived.eq(Mux(first, self.clients[0].raw.data, self.clients[1].raw.data))]
         taken, wanted = Signal(), Array(client.wanted for client in self.clients)
         with m.If(~owned):
             m.d.sync += [owned.eq(wanted[0] | wanted[1]), owner.eq(~wanted[0]), first.eq(wanted[0])]
@@ -64,7 +67,7 @@ class SharedFold(wiring.Component):
 
         m.d.comb += [
             fold.settings.eq(Mux(owner, self.clients[1].settings, self.clients[0].settings)),
-            raw.input.payload.eq(Mux(first, self.clients[0].raw.data, self.clients[1].raw.data)),
+            raw.input.valid.eq(came), raw.input.payload.eq(arrived),
             fold.line.valid.eq(raw.output.valid), fold.line.payload.eq(raw.output.payload),
             raw.output.ready.eq(fold.line.ready | ~fold.busy),       # lines after the last row are dropped
             taken.eq(raw.output.valid & raw.output.ready), fold.packed.ready.eq(1),
@@ -75,5 +78,6 @@ class SharedFold(wiring.Component):
                          client.packed.valid.eq(mine & fold.packed.valid),
                          client.packed.data.eq(fold.packed.payload)]
             with m.If(mine):
-                m.d.comb += [fold.start.eq(client.start), raw.input.valid.eq(client.raw.valid)]
+                m.d.comb += fold.start.eq(client.start)
+                m.d.sync += came.eq(client.raw.valid)
         return m

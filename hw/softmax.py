@@ -8,7 +8,6 @@ from amaranth.lib.wiring import In, Out
 
 from .config import CoreConfig
 from .divider import Divider
-from .interfaces import data_register
 from .loss import LOG2_E, data_only, part_ends
 
 __all__ = ["Softmax", "LOG2_E", "OCTAVE", "OCTAVES", "PROBABILITY_BITS", "EXPONENTIALS"]
@@ -140,9 +139,9 @@ class Softmax(wiring.Component):
             divider.i.payload.numerator.eq(dividend << PROBABILITY_BITS),
             divider.i.payload.denominator.eq(total),
         ]
-        vector, full = data_register(m, self.error.payload), self.error.valid
+        vector, full = self.error.payload, self.error.valid
         with m.If(full & self.error.ready):
-            m.d.sync += full.eq(0)
+            m.d.sync += [full.eq(0), vector.eq(0)]
 
         def advance(state, done):
             """Next class of this pass, or on to ``done``."""
@@ -194,8 +193,6 @@ class Softmax(wiring.Component):
             with m.State("PLACE"):
                 with m.If(~full):
                     m.d.comb += self.label.ready.eq(last)
-                    with m.If(lane == 0):
-                        m.d.sync += vector.eq(0)
                     m.d.sync += [vector[lane].eq(result), lane.eq(Mux(last, 0, lane + 1)),
                                  full.eq(last | lane.all())]
                     advance("READ", "LOAD")
@@ -203,6 +200,6 @@ class Softmax(wiring.Component):
             if self.parts > 1:
                 with m.State("PAD"):
                     with m.If(~full):
-                        m.d.sync += [vector.eq(0), full.eq(1)]
+                        m.d.sync += full.eq(1)
                         m.next = "LOAD"
         return m

@@ -7,12 +7,13 @@ from operator import or_
 
 from amaranth.hdl import Module, Mux, Signal, signed
 from amaranth.lib import data, stream, wiring
-from amaranth.lib.wiring import In, Out
+from amaranth.lib.wiring import In, Out, connect
 
 from .address_stream import AddressStream
 from .config import CoreConfig
 from .fifo import Fifo
 from .interfaces import ADDRESS_BITS, ReadClient, data_register
+from .skid_buffer import SkidBuffer
 
 __all__ = ["LEVELS", "VectorReader"]
 
@@ -75,6 +76,9 @@ class VectorReader(wiring.Component):
         # a request and the line of the part after it is known.
         place = data.StructLayout({"quarter": 2, "ends": 1})       # ends: the next part is not of this line
         m.submodules.notes = notes = Fifo(place, self.ahead)
+        # Whether a part is taken is late, so the queue does not look at it.
+        m.submodules.notes_buffer = noted = SkidBuffer(place)
+        connect(m, notes.output, noted.input)
         waiting, quarter, fresh, final, issued = Signal(), Signal(2), Signal(), Signal(), Signal()
         line, item = Signal(ADDRESS_BITS - lane_bits - 2), addresses.item
         following, differs = item.payload.address[lane_bits + 2:], Signal()
@@ -94,7 +98,7 @@ class VectorReader(wiring.Component):
                          quarter.eq(item.payload.address[lane_bits:lane_bits + 2])]
 
         # Data side: vectors are cut out of the response, which is taken with the last of them.
-        response, note = self.client.response, notes.output.payload
+        response, note = self.client.response, noted.output.payload
         current = response.payload
         vector = data_register(m, self.vector.payload)
         cutting, ends = Signal(), Signal()       # a vector is to come out of the response; it is the last
@@ -102,12 +106,12 @@ class VectorReader(wiring.Component):
         quarters, halves, whole = Signal(4), Signal(2), Signal()
         free, take = Signal(), Signal()
         m.d.comb += [
-            free.eq(~self.vector.valid | self.vector.ready), notes.output.ready.eq(take),
+            free.eq(~self.vector.valid | self.vector.ready), noted.output.ready.eq(take),
             take.eq(~cutting | (response.valid & free)), response.ready.eq(cutting & ends & free),
         ]
         with m.If(take):
             m.d.sync += [
-                cutting.eq(notes.output.valid), ends.eq(note.ends), whole.eq(self.width == 2),
+                cutting.eq(noted.output.valid), ends.eq(note.ends), whole.eq(self.width == 2),
                 *(quarters[k].eq((self.width == 0) & (note.quarter == k)) for k in range(4)),
                 *(halves[k].eq((self.width == 1) & (note.quarter[1] == k)) for k in range(2)),
             ]
