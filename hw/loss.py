@@ -188,8 +188,12 @@ class NitiLoss(wiring.Component):
         vector = Signal(self.error.payload.shape())
         full, exceeds, first = Signal(), Signal(), Signal()
         m.d.comb += [self.error.valid.eq(full), self.error.payload.eq(vector)]
+        emptied = Signal()           # the vector has left: its lanes are cleared for the next one
+        m.d.sync += emptied.eq(full & self.error.ready)
         with m.If(full & self.error.ready):
-            m.d.sync += [full.eq(0), vector.eq(0)]
+            m.d.sync += full.eq(0)
+        with m.If(emptied):
+            m.d.sync += vector.eq(0)
         m.d.sync += exceeds.eq(0)
         with m.If(exceeds):
             m.d.sync += largest_logit.eq(logit)

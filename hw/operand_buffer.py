@@ -96,7 +96,9 @@ class OperandBuffer(wiring.Component):
         target = Signal()
         begin = Signal()
         bank_free = Signal(init=1)                           # true a cycle late, false before the next load
-        m.d.sync += [lead.eq(lead + begin - self.advance), bank_free.eq((lead <= fresh) & ~begin)]
+        # Both come late, and choose between sums that are there.
+        m.d.sync += [lead.eq(Mux(begin ^ self.advance, Mux(begin, lead + 1, lead - 1), lead)),
+                     bank_free.eq((lead <= fresh) & ~begin)]
         with m.If(self.advance):
             m.d.sync += [current.eq(~current), fresh.eq(0)]
 

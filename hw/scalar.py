@@ -211,9 +211,9 @@ class ScalarUnit(wiring.Component):
     exponent, zero_range, illegal : Out(1)  pulses: EXPONENT saturated; NEAREST_LOG2 of 0; unknown operation (it
         writes nothing) or a count above the descriptor's size (nothing runs).
 
-    Throughput: 4 cycles an operation, 7 for the three that count bits, more while ranges arrive. The dump
-    takes one cycle per register and one or more per line. A range is in its register 4 cycles later; operations wait
-    for that.
+    Throughput: 4 cycles an operation, 5 for EXPONENT, 7 for the three that count bits, more while ranges arrive. The
+    dump takes one cycle per register and one or more per line. A range is in its register 4 cycles later; operations
+    wait for that.
     """
 
     def __init__(self, config: CoreConfig):
@@ -325,9 +325,8 @@ class ScalarUnit(wiring.Component):
         at_1, more_choices = normalised(begun, (4, 2, 1))
         m.d.sync += [begun.eq(at_16), far.eq(choices), normal.eq(at_1), zeros.eq(Cat(more_choices, far)),
                      exact.eq(normal == 1 << 31), below.eq(normal < SQRT2)]
-        saturated, first = Signal(), Signal()         # first: a is chosen, not b
+        first, over, under = Signal(), Signal(), Signal()       # first: a is chosen, not b
         beyond = total[EXPONENT_LIMIT.bit_length():]            # copies of the sign, if the limit is kept
-        m.d.comb += saturated.eq(beyond.any() & ~beyond.all())
 
         def is_one(*operations):
             """A register, right from the second cycle of an operation on."""
@@ -337,18 +336,22 @@ class ScalarUnit(wiring.Component):
 
         less, greater, zero, positive = (is_one(operation) for operation in (
             Operation.MIN, Operation.MAX, Operation.SELECT_ZERO, Operation.SELECT_POSITIVE))
-        counts = is_one(Operation.CEIL_LOG2, Operation.BIT_LENGTH, Operation.NEAREST_LOG2)
-        exponent = is_one(Operation.EXPONENT)
-        limited = Mux(saturated, Mux(total < 0, -EXPONENT_LIMIT - 1, EXPONENT_LIMIT), total)
-        sources = ((is_one(Operation.SET), operation.as_value()[12:].as_signed()),
-                   (is_one(Operation.ADD, Operation.SUB, Operation.ADDI), total), (exponent, limited),
-                   (less | greater | zero | positive, Mux(first, operand_a, operand_b)), (counts, bits),
-                   (is_one(Operation.WORD), word))
+        constant, fetched, exponent = is_one(Operation.SET), is_one(Operation.WORD), is_one(Operation.EXPONENT)
+        sums = is_one(Operation.ADD, Operation.SUB, Operation.ADDI)
+        counting = is_one(Operation.CEIL_LOG2, Operation.BIT_LENGTH, Operation.NEAREST_LOG2)
+        choosing = less | greater | zero | positive
+        early = Signal(signed(32))                    # a constant or the word from memory
+        m.d.sync += [
+            early.eq(Mux(constant, operation.as_value()[12:].as_signed(), Mux(fetched, word.as_signed(), 0))),
+            over.eq(exponent & ~total[-1] & beyond.any()), under.eq(exponent & total[-1] & ~beyond.all()),
+        ]
+        sources = ((sums | (exponent & ~over & ~under), total), (over, EXPONENT_LIMIT), (under, -EXPONENT_LIMIT - 1),
+                   (choosing & first, operand_a), (choosing & ~first, operand_b), (counting, bits))
         m.d.comb += [
             first.eq((less & (total < 0)) | (greater & (total >= 0)) | (zero & empty_c)
                      | (positive & ~empty_c & ~operand_c[-1])),
-            chosen.eq(reduce(or_, (Mux(flag, value, 0) for flag, value in sources))),
-            known.eq(Cat(flag for flag, _ in sources).any()),
+            chosen.eq(reduce(or_, (Mux(flag, value, 0) for flag, value in sources), early)),
+            known.eq(exponent | sums | choosing | counting | constant | fetched),
         ]
 
         unknown, beyond_limit, no_range = Signal(), Signal(), Signal()    # of the result
@@ -415,6 +418,10 @@ class ScalarUnit(wiring.Component):
                 m.next = "RESULT"
                 with m.If(operation.op.matches(Operation.CEIL_LOG2, Operation.BIT_LENGTH, Operation.NEAREST_LOG2)):
                     m.next = "NORMALIZE"
+                with m.If(operation.op == Operation.EXPONENT):
+                    m.next = "LIMIT"
+            with m.State("LIMIT"):
+                m.next = "RESULT"
             with m.State("NORMALIZE"):
                 m.next = "COUNT"
             with m.State("COUNT"):
@@ -429,7 +436,7 @@ class ScalarUnit(wiring.Component):
             with m.State("RESULT"):
                 m.d.sync += [
                     result.eq(chosen), unknown.eq(~known), writes.eq(known & ~operation.dst.matches(ZERO, STEP)),
-                    committing.eq(1), beyond_limit.eq(exponent & saturated),
+                    committing.eq(1), beyond_limit.eq(over | under),
                     no_range.eq((operation.op == Operation.NEAREST_LOG2) & (length == 0)),
                 ]
                 m.next = "COMMIT"

@@ -140,8 +140,12 @@ class Softmax(wiring.Component):
             divider.i.payload.denominator.eq(total),
         ]
         vector, full = self.error.payload, self.error.valid
+        emptied = Signal()           # the vector has left: its lanes are cleared for the next one
+        m.d.sync += emptied.eq(full & self.error.ready)
         with m.If(full & self.error.ready):
-            m.d.sync += [full.eq(0), vector.eq(0)]
+            m.d.sync += full.eq(0)
+        with m.If(emptied):
+            m.d.sync += vector.eq(0)
 
         def advance(state, done):
             """Next class of this pass, or on to ``done``."""

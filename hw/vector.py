@@ -311,7 +311,7 @@ class VectorEngine(wiring.Component):
         result, held, leaves = Signal(found), Signal(found, reset_less=True), Signal()
         waiting = Signal()       # a result is held
         # Their ready is a register: the ways back from the writers end there. A FILL always has one more result.
-        start = Signal()         # a register: all loops begin by it
+        start = Signal()         # a register, as are those of the units: their loops begin by it
         results = SkidBuffer(found)
         m.submodules.results = ResetInserter(start)(results)
         for k, (buffer, writer) in enumerate(zip((value_buffer, chosen_buffer), writers, strict=True)):
@@ -407,12 +407,13 @@ class VectorEngine(wiring.Component):
             self.stalled_out.eq(waits | (runs & ~moving & blocked)),
             self.stalled_in.eq(runs & ~moving & ~blocked & starved),
             self.idle.eq(~(acts | waits | runs)),
-            lanes.start.eq(start), wide.start.eq(start & is_wide),
-            readers[0].start.eq(start & ~fill), readers[1].start.eq(start & command.enable[0]),
-            readers[2].start.eq(start & command.enable[1]),
-            writers[0].start.eq(start & (command.enable[3] | ~is_wide)), writers[1].start.eq(start & command.enable[2]),
         ]
-        m.d.sync += start.eq(0)
+        started = ((lanes, Const(1)), (wide, is_wide), (readers[0], ~fill), (readers[1], command.enable[0]),
+                   (readers[2], command.enable[1]), (writers[0], command.enable[3] | ~is_wide),
+                   (writers[1], command.enable[2]))
+        starts = Signal(len(started), attrs={"keep": 1})
+        m.d.comb += [unit.start.eq(bit) for (unit, _), bit in zip(started, starts, strict=True)]
+        m.d.sync += [start.eq(0), starts.eq(0)]
         with m.FSM():
             with m.State("IDLE"):
                 with m.If(self.vector.valid):
@@ -440,7 +441,7 @@ class VectorEngine(wiring.Component):
             with m.State("START"):
                 m.d.sync += acts.eq(1)
                 with m.If(legal):
-                    m.d.sync += start.eq(1)
+                    m.d.sync += [start.eq(1), starts.eq(Cat(condition for _, condition in started))]
                     m.next = "BEGIN"
                 with m.Else():
                     m.d.comb += [self.illegal.eq(1), self.vector.ready.eq(1), self.done.eq(1)]

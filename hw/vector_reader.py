@@ -80,18 +80,21 @@ class VectorReader(wiring.Component):
         m.submodules.notes_buffer = noted = SkidBuffer(place)
         connect(m, notes.output, noted.input)
         waiting, quarter, fresh, final, issued = Signal(), Signal(2), Signal(), Signal(), Signal()
+        # The note rests in a register, because what it says is late and a block RAM wants it early.
+        resting, room, rests = Signal(place), Signal(), Signal()
         line, item = Signal(ADDRESS_BITS - lane_bits - 2), addresses.item
         following, differs = item.payload.address[lane_bits + 2:], Signal()
         m.d.comb += [
             addresses.load.eq(self.start), addresses.start.eq(self.address), item.ready.eq(~waiting | issued),
             *(addresses.count[k].eq(self.count[k]) for k in range(LEVELS)),
             *(addresses.stride[k].eq(self.stride[k]) for k in range(LEVELS)),
-            differs.eq(line != following), self.client.request.valid.eq(waiting & notes.input.ready & fresh),
+            differs.eq(line != following), self.client.request.valid.eq(waiting & room & fresh),
             self.client.request.payload.eq(line),
-            notes.input.payload.quarter.eq(quarter), notes.input.payload.ends.eq(final | differs),
-            notes.input.valid.eq(waiting & (~fresh | self.client.request.ready)),
-            issued.eq(notes.input.valid & notes.input.ready),
+            room.eq(~rests | notes.input.ready), issued.eq(waiting & room & (~fresh | self.client.request.ready)),
+            notes.input.valid.eq(rests), notes.input.payload.eq(resting),
         ]
+        with m.If(room):
+            m.d.sync += [rests.eq(issued), resting.quarter.eq(quarter), resting.ends.eq(final | differs)]
         with m.If(item.ready):
             m.d.sync += [waiting.eq(item.valid), line.eq(following), final.eq(item.payload.last),
                          fresh.eq(item.payload.first | differs),

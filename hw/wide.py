@@ -85,14 +85,16 @@ class WideLanes(wiring.Component):
         m.d.sync += pc.eq(following)
         proceed = Signal()                      # to the next word
         again, repeats = Signal(), Signal()     # an iteration has ended, and it was not the last; and the next begins
-        fresh = Signal()                        # `upcoming` is new
+        fresh, known = Signal(), Signal()       # `upcoming` is new; and what comes after it is known
+        after = Signal.like(pc)
         shared, of_lane = Signal(signed(32), reset_less=True), Signal(reset_less=True)
         ends, unknown, writes = (Signal(name=name, reset_less=True) for name in ("ends", "unknown", "writes"))
         work = Signal(lane_control, reset_less=True)
         m.d.comb += self.scalar_select.eq(upcoming.b[:6])
-        m.d.sync += [fresh.eq(proceed), again.eq(0)]
-        with m.If(fresh):
-            m.d.comb += following.eq(Mux(upcoming.op == WideOperation.END, self.entry, pc + 1))
+        m.d.sync += [fresh.eq(proceed), known.eq(fresh), again.eq(0),
+                     after.eq(Mux(upcoming.op == WideOperation.END, self.entry, pc + 1))]
+        with m.If(known):
+            m.d.comb += following.eq(after)
         with m.If(proceed):
             m.d.sync += [
                 word.eq(upcoming), upcoming.eq(fetch.data),
