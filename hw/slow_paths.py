@@ -3,7 +3,7 @@
 Cells have nextpnr's delays for speed grade 6; a route is assumed to take 0.75 ns and 0.22 ns more for each doubling of
 its readers. For a unit that has the device to itself that is a quarter too slow; a core that fills the device is slower
 than the estimate. It does not replace placement. It shows what to cut next: endpoints are grouped by the registers at
-both ends.
+both ends. After routing, :func:`late_endpoints` shows the same from nextpnr's own arrivals.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import re
 from collections import Counter
 from dataclasses import dataclass
 
-__all__ = ["Path", "slow_paths", "report"]
+__all__ = ["Path", "late_endpoints", "slow_paths", "report"]
 
 LUT, MULTIPLEXER, INTO_CARRY, CARRY, OUT_OF_CARRY, MULTIPLIER = 0.24, 0.20, 0.45, 0.07, 0.44, 3.93     # ns
 CLOCK_TO_OUT = {"TRELLIS_FF": 0.52, "DP16KD": 5.7}
@@ -112,17 +112,21 @@ class _Netlist:
                  for port, source in inputs), default=(0.0, None))
         return self.arrival[bit]
 
+    def register(self, name: str) -> str:
+        """The net that a flip-flop, memory or multiplier drives, else the cell's name."""
+        wires = self.cells.get(name, {"connections": {}})["connections"]
+        held = next((bit for port in ("Q", "DO", "DOA0", "P0") for bit in wires.get(port, ())
+                     if not isinstance(bit, str)), None)
+        return name if held is None else self.name(held)
+
     def ends(self):
         """(ns, net, register.pin) of every input of a flip-flop, a memory or a multiplier."""
         for name, cell in self.cells.items():
             kind = cell["type"]
             if kind not in (*CLOCK_TO_OUT, "MULT18X18D", "TRELLIS_DPR16X4"):
                 continue
-            wires = cell["connections"]
-            held = next((bit for port in ("Q", "DO", "DOA0", "P0") for bit in wires.get(port, ())
-                         if not isinstance(bit, str)), None)
-            register = name if held is None else self.name(held)
-            for port, bits in wires.items():
+            register = self.register(name)
+            for port, bits in cell["connections"].items():
                 if cell["port_directions"][port] != "input" or port in CLOCKS or port == "RAD":
                     continue
                 for bit in bits:
@@ -149,6 +153,24 @@ def slow_paths(netlist: dict, least_ns: float = 0) -> list[Path]:
             continue
         nets = [net.name(bit) + (f" ({net.readers[bit]})" if net.readers[bit] > 12 else "") for bit in reversed(bits)]
         groups[key] = Path(ns, 1, [name for k, name in enumerate(nets) if k == 0 or name != nets[k - 1]], end)
+    return list(groups.values())
+
+
+def late_endpoints(netlist: dict, timings: list[dict]) -> list[Path]:
+    """Groups of endpoints by their arrival after routing, the latest first, each with the last net of its path.
+
+    netlist : the JSON netlist of a flattened design that nextpnr routed. timings : ``detailed_net_timings`` of the
+    report that nextpnr wrote with ``--detailed-timing-report``.
+    """
+    module = max(netlist["modules"].values(), key=lambda module: len(module.get("cells", ())), default={})
+    net = _Netlist({"cells": {}, "netnames": {}} | module)
+    ends = sorted(((max(end["delay"]), timing["net"], f"{net.register(end['cell'])}.{end['port']}")
+                   for timing in timings for end in timing["endpoints"]), reverse=True)
+    groups: dict[tuple[str, str], Path] = {}
+    for ns, last, end in ends:
+        key = re.sub(r"\d+", "", last), re.sub(r"\d+", "", end)
+        group = groups.setdefault(key, Path(ns, 0, [last], end))
+        group.count += 1
     return list(groups.values())
 
 

@@ -52,7 +52,7 @@ from .round_shift import RoundShift
 from .scalar import ScalarUnit
 from .sequencer import Sequencer
 from .shared_fold import SharedFold
-from .slow_paths import report, slow_paths
+from .slow_paths import late_endpoints, report, slow_paths
 from .softmax import Softmax
 from .store import Store
 from .top import Top
@@ -71,7 +71,8 @@ BASELINE = Path(__file__).parent / "synthesis_baseline.json"
 GOAL_MHZ, CORE_GOAL_MHZ = 150, 100      # what nextpnr optimises for
 # Pins are nextpnr's choice. Flip-flops of the core have about a thousand combinations of enable and reset: placing one
 # takes more attempts than nextpnr allows.
-PLACE_AND_ROUTE = ("--lpf-allow-unconstrained", "--timing-allow-fail", "--placer-heap-cell-placement-timeout", "0")
+PLACE_AND_ROUTE = ("--lpf-allow-unconstrained", "--timing-allow-fail", "--placer-heap-cell-placement-timeout", "0",
+                   "--detailed-timing-report")
 TIMEOUT = 4 * 3600
 
 
@@ -249,16 +250,19 @@ def run(design: str, config: CoreConfig, device: str, out: Path, *, seeds=(1, 2,
     placer = placer or ("static" if design == "core" else "heap")
     goal = CORE_GOAL_MHZ if design == "core" else GOAL_MHZ
     for seed in seeds:
-        report = folder / f"report-{seed}.json"
+        timing = folder / f"report-{seed}.json"
         command = [nextpnr, "--85k", "--speed", "6", "--package", "CABGA756", "--json", "pins.json", "--seed", seed,
-                   "--freq", goal, *PLACE_AND_ROUTE, "--placer", placer, "--router", router, "--report", report.name,
+                   "--freq", goal, *PLACE_AND_ROUTE, "--placer", placer, "--router", router, "--report", timing.name,
                    "-q"]
         started = time.monotonic()
-        _call(command, folder / f"nextpnr-{seed}.log", report)
-        clocks = json.loads(report.read_text())["fmax"]
+        _call(command, folder / f"nextpnr-{seed}.log", timing)
+        routed = json.loads(timing.read_text())
+        clocks = routed["fmax"]
         if not clocks:
             raise SynthesisError(f"nextpnr reports no clock (log: {folder / f'nextpnr-{seed}.log'})")
         rates.append(round(min(clock["achieved"] for clock in clocks.values()), 1))
+        late = late_endpoints(json.loads((folder / "pins.json").read_text()), routed.get("detailed_net_timings", []))
+        (folder / f"late_endpoints-{seed}.txt").write_text(report(late))
         log(f"{name}: seed {seed}: {rates[-1]} MHz ({time.monotonic() - started:.0f} s)")
     return result | {"seeds": list(seeds), "mhz": rates, "mhz_median": statistics.median(rates),
                      "mhz_spread": round(max(rates) - min(rates), 1), "nextpnr": _version(nextpnr),

@@ -2,7 +2,7 @@
 
 import pytest
 
-from hw.slow_paths import report, slow_paths
+from hw.slow_paths import late_endpoints, report, slow_paths
 
 INPUTS = {"TRELLIS_FF": {"DI", "CE", "CLK", "LSR"}, "LUT4": set("ABCD"),
           "CCU2C": {"A0", "A1", "CIN"}, "DP16KD": {"ADA0", "CLKA"}}
@@ -66,3 +66,15 @@ def test_bounds_and_designs_without_paths():
     design = netlist(REGISTERS | {"gate": ("LUT4", {"A": 2, "Z": 4})}, {})
     assert slow_paths(design) and not slow_paths(design, least_ns=5)
     assert slow_paths({"modules": {}}) == [] and report([]) == ""
+
+
+def test_late_endpoints_are_grouped_by_register_with_the_latest_arrival():
+    bits = {f"bit{k}": ("TRELLIS_FF", {"DI": 20 + k, "Q": 40 + k, "CLK": 1}) for k in range(3)}
+    design = netlist({**REGISTERS, **bits}, {"a.state": 5, **{f"sum{k}": 40 + k for k in range(3)}})
+    timings = [{"net": f"next[{k}]", "endpoints": [{"cell": f"bit{k}", "port": "M", "delay": [0.9, 4.0 + k]}]}
+               for k in range(3)]
+    timings.append({"net": "enable", "endpoints": [{"cell": "last", "port": "CE", "delay": [5.5]},
+                                                   {"cell": "$PACKER_VCC", "port": "Z", "delay": [0.1]}]})
+    assert report(late_endpoints(design, timings)) == ("  6.0 ns      3 x  next[2] > sum2.M\n"
+                                                       "  5.5 ns      1 x  enable > a.state.CE\n"
+                                                       "  0.1 ns      1 x  enable > $PACKER_VCC.Z\n")
