@@ -114,8 +114,8 @@ class VectorEngine(wiring.Component):
     Vectors pass in parts of L = ``config.lanes`` elements, all parts of one before the next.
 
     Throughput: one part of source 0 per cycle (loss: see :class:`hw.loss.NitiLoss`). Overhead of a VECTOR
-    command: about 29 cycles plus one read and one write latency of memory. The key of the random words takes 31 cycles,
-    hidden by the read latency where that is longer.
+    command: about 29 cycles, with a range 3 more, plus one read and one write latency of memory. The key of the random
+    words takes 31 cycles, hidden by the read latency where that is longer.
     """
 
     def __init__(self, config: CoreConfig):
