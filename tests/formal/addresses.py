@@ -12,7 +12,7 @@ from amaranth.hdl import Assert, Assume, Elaboratable, Module, Mux, Signal
 
 from .harness import BY_BITS, Fault, Proof, after, anyconst, anyseq, assume_stream, check_stream, delayed
 
-DEPTH, DEPTH_IN_PARTS = 11, 15
+DEPTH, DEPTH_IN_PARTS = 12, 15
 LINE, LINE_BITS = 32, 5
 
 
