@@ -126,9 +126,9 @@ class Feeder(wiring.Component):
             "init": 1, "final": 1}))
         first, fire, step = Signal(), Signal(), Signal()      # first: none was loaded yet
         go = Signal()                        # first, or all but the operands lets the vector be issued
-        idle = Signal(init=1)                # no block: the loops are loaded until there is one
-        # A block comes; its loops are not at their end; `go`, as far as the loops follow.
-        begin, more, go_on = Signal(), Signal(), Signal()
+        # No block: the loops are loaded until one comes and begins. For two cycles at least, because the command of a
+        # block comes two cycles after that before it: the loops take a step too many at the end of a block.
+        idle, begin = Signal(init=1), Signal()
         operands = self.a_available & self.b_available
         inside, tile_start = Signal(), Signal()
         reduction_first = (loops.at_first[:4] | ~feed.reduce).all()
@@ -137,7 +137,7 @@ class Feeder(wiring.Component):
             step.eq(go & operands),
             inside.eq((loops.value_row < feed.rows) & (loops.value_column < feed.columns)),
             tile_start.eq(loops.at_first[4:7].all()),
-            loops.load.eq(idle), loops.begin.eq(begin), loops.step.eq(go_on & operands),
+            loops.load.eq(idle), loops.begin.eq(begin), loops.step.eq(step),
             self.a_address.eq(loops.value_a), self.b_address.eq(loops.value_b),
             self.a_load.eq(step), self.b_load.eq(step),
             self.a_wanted.eq(gradient | inside), self.b_wanted.eq(gradient & inside),
@@ -179,13 +179,12 @@ class Feeder(wiring.Component):
         def may_go(closes, takes_weights, takes_room):
             return (~closes | may_close) & (~takes_weights | has_weights) & (~takes_room | has_room)
 
-        clear_now, clear_next, going, remains = Signal(), Signal(), Signal(), Signal()
+        clear_now, clear_next = Signal(), Signal()
         m.d.comb += [clear_now.eq(may_go(now.closes, now.takes_weights, now.takes_room) & now.valid),
                      clear_next.eq(may_go(tile_start & gradient, tile_start & ~gradient, final & ~gradient)
-                                   & (first | ~now.last)),
-                     going.eq(Mux(step, clear_next, clear_now | first)), remains.eq(more & ~(step & loops.last))]
+                                   & (first | ~now.last))]
         m.d.sync += [close_ok.eq(may_close), clear.eq(Mux(step, clear_next, clear_now)),
-                     go.eq(going), more.eq(remains), go_on.eq(going & remains),
+                     go.eq(Mux(step, clear_next, clear_now | first)),
                      spaced.eq(~too_early), waiting.eq(~self.weights_ready)]
 
         flush = Signal()                     # the boundary of its own that ends a gradient block
@@ -206,7 +205,7 @@ class Feeder(wiring.Component):
                             self.activity.eq(Activity.DEPENDENCY), begin.eq(1),
                         ]
                         m.d.sync += [mode.eq(feed.mode), gradient.eq(feed.mode == Mode.GRADIENT), first.eq(1), go.eq(1),
-                                     more.eq(1), go_on.eq(1), idle.eq(0)]
+                                     idle.eq(0)]
                         m.next = "FEED"
             with m.State("FEED"):
                 # The last tile is under way: the shadow registers may take a tile of the next block only in its mode.

@@ -7,11 +7,12 @@ from amaranth.lib import data, stream, wiring
 from amaranth.lib.memory import Memory
 from amaranth.lib.wiring import In, Out
 
+from .class_walk import CLASS_BITS, ClassWalk, data_only
 from .config import CoreConfig
 from .divider import Divider
 
 __all__ = ["NitiLoss", "LOG2_E", "SMALLEST_EXPONENT", "LARGEST_EXPONENT", "TAYLOR_EXPONENT", "OCTAVES",
-           "PROBABILITY_BITS", "data_only", "part_ends"]
+           "PROBABILITY_BITS"]
 
 LOG2_E = 47274             # log2(e) * 2**15
 SMALLEST_EXPONENT = -20
@@ -20,23 +21,7 @@ TAYLOR_EXPONENT = -7       # at and below it: second-order series instead of pow
 OCTAVES = 10
 PROBABILITY_BITS = 11
 EXPONENT_BITS = 16
-CLASS_BITS = 10
 LABEL_BITS = 16
-
-
-def data_only(shape=1) -> Signal:
-    """A register without reset, as only what says that its data is there needs one."""
-    return Signal(shape, reset_less=True, src_loc_at=1)
-
-
-def part_ends(m, parts: int, lane, last, odd, padding: str):
-    """After a class of a loss unit: where vectors come in two parts, ``odd`` says that the part at hand is the second,
-    and the last class of a first part goes on to the state ``padding``, for the part without classes that follows."""
-    if parts > 1:
-        with m.If(last | lane.all()):
-            m.d.sync += odd.eq(~last & ~odd)
-        with m.If(last & ~odd):
-            m.next = padding
 
 
 class NitiLoss(wiring.Component):
@@ -99,7 +84,6 @@ class NitiLoss(wiring.Component):
         exponent = data_only(signed(6))
         taylor, amount = data_only(), data_only(range(14))
         one = data_only(weight_bits)
-        penultimate = data_only(CLASS_BITS)
         label, inside = data_only(LABEL_BITS), data_only()
         m.d.sync += [
             exponent.eq(Mux(self.exponent < SMALLEST_EXPONENT, SMALLEST_EXPONENT,
@@ -107,16 +91,13 @@ class NitiLoss(wiring.Component):
             taylor.eq(exponent <= TAYLOR_EXPONENT),
             amount.eq(Mux(exponent <= TAYLOR_EXPONENT, TAYLOR_EXPONENT - exponent, exponent + 6)),
             one.eq(Const(2) << ((-2 * exponent)[:6])),
-            penultimate.eq(self.classes - 2), inside.eq(label < self.classes),
+            inside.eq(label < self.classes),
         ]
 
         m.submodules.values = values = Memory(shape=8, depth=self.max_classes, init=[])
         write, read = values.write_port(), values.read_port()
-        position, lane, last = Signal(CLASS_BITS), Signal(range(self.lanes)), Signal()
-        takes = Signal()             # the part at hand: a ready from a register, as the source has many readers
-        m.d.comb += self.logits.ready.eq(takes)
-        m.d.sync += takes.eq(0)
-        odd = Signal()               # the part at hand is the second of its vector
+        walk = ClassWalk(m, self.parts, self.classes, self.logits, self.error)
+        position = walk.position
         m.d.comb += read.addr.eq(position)
 
         # Weights. Stage k holds what entered k + 1 cycles ago; `head` marks the largest logit.
@@ -185,52 +166,27 @@ class NitiLoss(wiring.Component):
             m.d.sync += sum_of_others.eq(sum_of_others + gradient)
         m.d.comb += [write.en.eq(writes), write.addr.eq(target), write.data.eq(Mux(negates, -error, error))]
 
-        vector = Signal(self.error.payload.shape())
-        full, exceeds, first = Signal(), Signal(), Signal()
-        m.d.comb += [self.error.valid.eq(full), self.error.payload.eq(vector)]
-        emptied = Signal()           # the vector has left: its lanes are cleared for the next one
-        m.d.sync += emptied.eq(full & self.error.ready)
-        with m.If(full & self.error.ready):
-            m.d.sync += full.eq(0)
-        with m.If(emptied):
-            m.d.sync += vector.eq(0)
+        exceeds, first = Signal(), Signal()
         m.d.sync += exceeds.eq(0)
         with m.If(exceeds):
             m.d.sync += largest_logit.eq(logit)
 
-        def advance(state, done):
-            """Next class of this pass, or on to ``done``."""
-            m.d.sync += [position.eq(Mux(last, 0, position + 1)), last.eq(position == penultimate)]
-            m.next = state
-            with m.If(last):
-                m.next = done
-
         with m.FSM():
             with m.State("LOAD"):
-                m.d.sync += [logit.eq(self.logits.payload[lane]), first.eq(position == 0),
+                m.d.sync += [logit.eq(self.logits.payload[walk.lane]), first.eq(position == 0),
                              label.eq(self.label.payload), dividing.eq(0), total.eq(0)]
-                with m.If(self.logits.valid & self.label.valid):
-                    m.d.sync += takes.eq(last | lane.all())
-                    m.next = "STORE"
+                walk.load(self.logits.valid & self.label.valid)
             with m.State("STORE"):
                 m.d.comb += [write.en.eq(1), write.addr.eq(position), write.data.eq(logit)]
-                m.d.sync += [lane.eq(Mux(last, 0, lane + 1)), exceeds.eq(first | (logit > largest_logit))]
-                advance("LOAD", "HEAD")
-                if self.parts > 1:
-                    m.d.sync += takes.eq(last & ~odd)
-                part_ends(m, self.parts, lane, last, odd, "SKIP")
-            if self.parts > 1:
-                with m.State("SKIP"):
-                    m.d.sync += takes.eq(~self.logits.valid)
-                    with m.If(self.logits.valid):
-                        m.next = "HEAD"
+                m.d.sync += exceeds.eq(first | (logit > largest_logit))
+                walk.store("HEAD")
             with m.State("HEAD"):
                 m.d.comb += [enter.eq(1), enter_head.eq(1)]
                 m.next = "SUM"
             with m.State("SUM"):
                 m.d.comb += enter.eq(1)
                 m.d.sync += [collected.eq(0), sum_of_others.eq(0), pause.eq(0)]
-                advance("SUM", "DRAIN")
+                walk.advance("SUM", "DRAIN")
             with m.State("DRAIN"):
                 with m.If(~valid.any()):
                     m.d.sync += dividing.eq(1)
@@ -239,7 +195,7 @@ class NitiLoss(wiring.Component):
                 m.d.sync += pause.eq(Mux(pause == interval - 1, 0, pause + 1))
                 with m.If(pause == 0):
                     m.d.comb += enter.eq(1)
-                    advance("DIVIDE", "COLLECT")
+                    walk.advance("DIVIDE", "COLLECT")
             with m.State("COLLECT"):
                 with m.If(collected == self.classes):
                     m.next = "LABEL"
@@ -254,14 +210,7 @@ class NitiLoss(wiring.Component):
             with m.State("SEEK"):
                 m.next = "SEND"
             with m.State("SEND"):
-                with m.If(~full):
-                    m.d.sync += [vector[lane].eq(read.data), lane.eq(Mux(last, 0, lane + 1)),
-                                 full.eq(last | lane.all())]
-                    advance("SEEK", "LOAD")
-                    part_ends(m, self.parts, lane, last, odd, "PAD")
-            if self.parts > 1:
-                with m.State("PAD"):
-                    with m.If(~full):
-                        m.d.sync += full.eq(1)
-                        m.next = "LOAD"
+                with m.If(~self.error.valid):
+                    walk.place(read.data, "SEEK")
+            walk.parts_without_classes("HEAD")
         return m

@@ -362,8 +362,8 @@ class ScalarUnit(wiring.Component):
         m.d.comb += [line.p.strobe.eq(~0), self.read.request.p.eq(command.load >> line_bits)]
         with m.FSM():
             with m.State("IDLE"):
-                m.d.sync += [turn.eq(turn ^ (refreshing & ~written.valid)), refreshing.eq(1),
-                             result.eq(Mux(turn ^ (refreshing & ~written.valid), self.step, 0))]
+                following = turn ^ (refreshing & ~written.valid)
+                m.d.sync += [turn.eq(following), refreshing.eq(1), result.eq(Mux(following, self.step, 0))]
                 with m.If(self.command.valid):
                     m.d.sync += [running.eq(1), refreshing.eq(0)]
                     with m.If(command.count > SCALAR_OPERATIONS):
@@ -456,7 +456,7 @@ class ScalarUnit(wiring.Component):
                     m.d.sync += line.valid.eq(1)
                     m.next = "DUMP"
             with m.State("DUMP"):
-                m.d.sync += address_b.eq(address_b)
+                m.d.sync += address_b.eq(address_b)      # it waits
                 with m.If(line.ready):
                     m.d.sync += [line.valid.eq(0), line.p.address.eq(line.p.address + 1)]
                     m.next = "COLLECT"

@@ -13,7 +13,7 @@ import re
 from collections import Counter
 from dataclasses import dataclass
 
-__all__ = ["Path", "late_endpoints", "slow_paths", "report"]
+__all__ = ["Path", "late_endpoints", "later", "slow_paths", "report"]
 
 LUT, MULTIPLEXER, INTO_CARRY, CARRY, OUT_OF_CARRY, MULTIPLIER = 0.24, 0.20, 0.45, 0.07, 0.44, 3.93     # ns
 CLOCK_TO_OUT = {"TRELLIS_FF": 0.52, "DP16KD": 5.7}
@@ -172,6 +172,12 @@ def late_endpoints(netlist: dict, timings: list[dict]) -> list[Path]:
         group = groups.setdefault(key, Path(ns, 0, [last], end))
         group.count += 1
     return list(groups.values())
+
+
+def later(timings: list[dict], ns: float) -> str:
+    """A line that counts the endpoints of ``timings`` that are later than ``ns``."""
+    arrivals = [max(end["delay"]) for timing in timings for end in timing["endpoints"]]
+    return f"{sum(arrival > ns for arrival in arrivals)} of {len(arrivals)} endpoints later than {ns:g} ns\n"
 
 
 def report(paths: list[Path], count: int = 40) -> str:

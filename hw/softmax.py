@@ -6,9 +6,10 @@ from amaranth.hdl import Cat, Const, Module, Mux, Signal, signed
 from amaranth.lib import data, memory, stream, wiring
 from amaranth.lib.wiring import In, Out
 
+from .class_walk import CLASS_BITS, ClassWalk, data_only
 from .config import CoreConfig
 from .divider import Divider
-from .loss import LOG2_E, data_only, part_ends
+from .loss import LOG2_E
 
 __all__ = ["Softmax", "LOG2_E", "OCTAVE", "OCTAVES", "PROBABILITY_BITS", "EXPONENTIALS"]
 
@@ -22,7 +23,6 @@ FRACTION_BITS = (OCTAVE - 1).bit_length()
 DISTANCE_BITS = 33
 SCALED_BITS = DISTANCE_BITS + 16
 TERM_BITS = 17
-CLASS_BITS = 10
 LABEL_BITS = 16
 EXPONENT_BITS = 16
 
@@ -76,19 +76,15 @@ class Softmax(wiring.Component):
 
         # What follows from the settings is in registers, as is everything that comes from outside.
         shift_bits = SCALED_BITS + LARGEST_LEFT
-        amount, penultimate = data_only(range(shift_bits + 1)), data_only(CLASS_BITS)
+        amount = data_only(range(shift_bits + 1))
         offset = 7 + LARGEST_LEFT
         m.d.sync += [
             amount.eq(Mux(self.exponent > offset, 0,
                           Mux(self.exponent < offset - shift_bits, shift_bits, offset - self.exponent))),
-            penultimate.eq(self.classes - 2),
         ]
 
-        position, lane, last = Signal(CLASS_BITS), Signal(range(self.lanes)), Signal()
-        odd = Signal()               # the part at hand is the second of its vector
-        takes = Signal()             # the part at hand: a ready from a register, as the source has many readers
-        m.d.comb += self.logits.ready.eq(takes)
-        m.d.sync += takes.eq(0)
+        walk = ClassWalk(m, self.parts, self.classes, self.logits, self.error)
+        position = walk.position
         logit, largest, first, exceeds = data_only(signed(32)), data_only(signed(32)), Signal(), Signal()
         collected = Signal(CLASS_BITS)      # values written in this pass
         m.d.comb += [read.addr.eq(position), write.addr.eq(collected)]
@@ -139,45 +135,20 @@ class Softmax(wiring.Component):
             divider.i.payload.numerator.eq(dividend << PROBABILITY_BITS),
             divider.i.payload.denominator.eq(total),
         ]
-        vector, full = self.error.payload, self.error.valid
-        emptied = Signal()           # the vector has left: its lanes are cleared for the next one
-        m.d.sync += emptied.eq(full & self.error.ready)
-        with m.If(full & self.error.ready):
-            m.d.sync += full.eq(0)
-        with m.If(emptied):
-            m.d.sync += vector.eq(0)
-
-        def advance(state, done):
-            """Next class of this pass, or on to ``done``."""
-            m.d.sync += [position.eq(Mux(last, 0, position + 1)), last.eq(position == penultimate)]
-            m.next = state
-            with m.If(last):
-                m.next = done
 
         with m.FSM():
             with m.State("LOAD"):
-                m.d.sync += [logit.eq(self.logits.payload[lane]), first.eq(position == 0), total.eq(0)]
-                with m.If(self.logits.valid):
-                    m.d.sync += takes.eq(last | lane.all())
-                    m.next = "STORE"
+                m.d.sync += [logit.eq(self.logits.payload[walk.lane]), first.eq(position == 0), total.eq(0)]
+                walk.load(self.logits.valid)
             with m.State("STORE"):
                 m.d.comb += write.en.eq(1)
-                m.d.sync += lane.eq(Mux(last, 0, lane + 1))
                 m.d.sync += exceeds.eq(first | (logit > largest))
-                with m.If(last):
+                with m.If(walk.last):
                     m.d.sync += collected.eq(0)
-                advance("LOAD", "POWERS")
-                if self.parts > 1:
-                    m.d.sync += takes.eq(last & ~odd)
-                part_ends(m, self.parts, lane, last, odd, "SKIP")
-            if self.parts > 1:
-                with m.State("SKIP"):
-                    m.d.sync += takes.eq(~self.logits.valid)
-                    with m.If(self.logits.valid):
-                        m.next = "POWERS"
+                walk.store("POWERS")
             with m.State("POWERS"):
                 m.d.comb += raising.eq(1)
-                advance("POWERS", "DRAIN")
+                walk.advance("POWERS", "DRAIN")
             with m.State("DRAIN"):
                 with m.If(~stages.any()):
                     m.d.sync += collected.eq(0)
@@ -195,15 +166,8 @@ class Softmax(wiring.Component):
                 with m.If(divider.o.valid & label_there):
                     m.next = "PLACE"
             with m.State("PLACE"):
-                with m.If(~full):
-                    m.d.comb += self.label.ready.eq(last)
-                    m.d.sync += [vector[lane].eq(result), lane.eq(Mux(last, 0, lane + 1)),
-                                 full.eq(last | lane.all())]
-                    advance("READ", "LOAD")
-                    part_ends(m, self.parts, lane, last, odd, "PAD")
-            if self.parts > 1:
-                with m.State("PAD"):
-                    with m.If(~full):
-                        m.d.sync += full.eq(1)
-                        m.next = "LOAD"
+                with m.If(~self.error.valid):
+                    m.d.comb += self.label.ready.eq(walk.last)
+                    walk.place(result, "READ")
+            walk.parts_without_classes("POWERS")
         return m

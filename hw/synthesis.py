@@ -52,7 +52,7 @@ from .round_shift import RoundShift
 from .scalar import ScalarUnit
 from .sequencer import Sequencer
 from .shared_fold import SharedFold
-from .slow_paths import late_endpoints, report, slow_paths
+from .slow_paths import late_endpoints, later, report, slow_paths
 from .softmax import Softmax
 from .store import Store
 from .top import Top
@@ -261,8 +261,9 @@ def run(design: str, config: CoreConfig, device: str, out: Path, *, seeds=(1, 2,
         if not clocks:
             raise SynthesisError(f"nextpnr reports no clock (log: {folder / f'nextpnr-{seed}.log'})")
         rates.append(round(min(clock["achieved"] for clock in clocks.values()), 1))
-        late = late_endpoints(json.loads((folder / "pins.json").read_text()), routed.get("detailed_net_timings", []))
-        (folder / f"late_endpoints-{seed}.txt").write_text(report(late))
+        timings = routed.get("detailed_net_timings", [])
+        late = late_endpoints(json.loads((folder / "pins.json").read_text()), timings)
+        (folder / f"late_endpoints-{seed}.txt").write_text(later(timings, 1000 / goal) + report(late))
         log(f"{name}: seed {seed}: {rates[-1]} MHz ({time.monotonic() - started:.0f} s)")
     return result | {"seeds": list(seeds), "mhz": rates, "mhz_median": statistics.median(rates),
                      "mhz_spread": round(max(rates) - min(rates), 1), "nextpnr": _version(nextpnr),

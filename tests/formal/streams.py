@@ -74,5 +74,5 @@ PROOFS = [
     Proof("isqrt/stream", lambda: StreamProof(_unit("hw.isqrt", "SquareRoot", 8)), 3, (
         Fault("hw/isqrt.py", *_HANDOVER),), induction=True),
     Proof("loss/stream", lambda: StreamProof(_unit("hw.loss", "NitiLoss", "core", 4)), 3, (
-        Fault("hw/loss.py", "with m.If(~full):", "with m.If(1):"),), induction=True),
+        Fault("hw/loss.py", "with m.If(~self.error.valid):", "with m.If(1):"),), induction=True),
 ]

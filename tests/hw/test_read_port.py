@@ -326,6 +326,29 @@ def test_soft_reset_at_any_time(age):
     test.run(bench)
 
 
+@pytest.mark.parametrize("age", range(10))
+def test_a_soft_reset_forgets_errors_up_to_its_cycle(age):
+    """Whether a request outside the window is still on its way, is found in that cycle, or was reported before it."""
+    test = Halting()
+
+    async def bench(ctx):
+        await test.window(ctx)
+        await stream_put(ctx, test.dut.clients[1].request, [0x10])
+        for _ in range(age):
+            await ctx.tick()
+        for signal in (test.dut.reset, test.dut.clear):
+            ctx.set(signal, 1)
+        await ctx.tick()
+        for signal in (test.dut.reset, test.dut.clear):
+            ctx.set(signal, 0)
+        for _ in range(8):
+            await ctx.tick()
+            assert not ctx.get(test.dut.error)
+        await test.resume(ctx)
+
+    test.run(bench)
+
+
 @pytest.mark.parametrize("depths, message",
                          [([], "serves 1 to 16 clients, not 0"), ([0] * 17, "not 17"), ([-1], "at least 0 .*not -1")])
 def test_bad_parameters_are_refused(depths, message):

@@ -2,7 +2,7 @@
 
 import pytest
 
-from hw.slow_paths import late_endpoints, report, slow_paths
+from hw.slow_paths import late_endpoints, later, report, slow_paths
 
 INPUTS = {"TRELLIS_FF": {"DI", "CE", "CLK", "LSR"}, "LUT4": set("ABCD"),
           "CCU2C": {"A0", "A1", "CIN"}, "DP16KD": {"ADA0", "CLKA"}}
@@ -75,6 +75,7 @@ def test_late_endpoints_are_grouped_by_register_with_the_latest_arrival():
                for k in range(3)]
     timings.append({"net": "enable", "endpoints": [{"cell": "last", "port": "CE", "delay": [5.5]},
                                                    {"cell": "$PACKER_VCC", "port": "Z", "delay": [0.1]}]})
+    assert later(timings, 5) == "2 of 5 endpoints later than 5 ns\n"
     assert report(late_endpoints(design, timings)) == ("  6.0 ns      3 x  next[2] > sum2.M\n"
                                                        "  5.5 ns      1 x  enable > a.state.CE\n"
                                                        "  0.1 ns      1 x  enable > $PACKER_VCC.Z\n")
