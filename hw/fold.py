@@ -86,13 +86,16 @@ class Fold(wiring.Component):
 
         # The last kernel_bytes bytes, oldest first; bytes beyond stay zero.
         window = [Signal(8, name=f"window{k}") for k in range(window_bytes(self.config))]
+        # The place that a byte enters; right before the first one does, two cycles after `start`.
+        entry = Signal(len(window))
+        m.d.sync += entry.eq(Cat(settings.fold_kernel_bytes == k + 1 for k in range(len(window))))
         shift = Signal()
         byte = Signal(8)         # 0 in padding
         with m.If(~self.busy):       # `start` is later in its cycle
             m.d.sync += [place.eq(0) for place in window]
         with m.Elif(shift):
             for k, place in enumerate(window):
-                with m.If(settings.fold_kernel_bytes == k + 1):
+                with m.If(entry[k]):
                     m.d.sync += place.eq(byte)
                 with m.Else():
                     m.d.sync += place.eq(window[k + 1] if k + 1 < len(window) else 0)

@@ -78,7 +78,8 @@ class OperandBuffer(wiring.Component):
 
         item = addresses.item
         folds = Signal()         # load.fold for what works on lines; it is right from the load's first cycle
-        m.d.sync += folds.eq(load.fold)
+        plain = Signal(init=1)   # its complement, so that not every bit of a line hangs on its net
+        m.d.sync += [folds.eq(load.fold), plain.eq(~load.fold)]
         m.d.comb += [
             addresses.count[0].eq(load.tiles), addresses.count[1].eq(load.runs), addresses.count[2].eq(load.lines),
             addresses.start.eq(load.address), addresses.stride[0].eq(load.tile_stride),
@@ -109,7 +110,7 @@ class OperandBuffer(wiring.Component):
         m.d.sync += arrived.eq(Mux(folds, fold.taken, response.valid))
         m.d.comb += [
             write.en.eq(Mux(folds, fold.packed.valid, response.valid)),
-            write.data.eq(Mux(load.fold, fold.packed.data, response.payload)),
+            write.data.eq(Mux(plain, response.payload, fold.packed.data)),
             write.addr.eq(Cat(level[:index_bits], target)),
         ]
         # Places of the queue before the folding unit, less those that requested lines need: all in a plain load.

@@ -73,6 +73,7 @@ GOAL_MHZ, CORE_GOAL_MHZ = 150, 100      # what nextpnr optimises for
 # takes more attempts than nextpnr allows.
 PLACE_AND_ROUTE = ("--lpf-allow-unconstrained", "--timing-allow-fail", "--placer-heap-cell-placement-timeout", "0",
                    "--detailed-timing-report")
+CORE_REFINEMENTS = 3
 TIMEOUT = 4 * 3600
 
 
@@ -185,6 +186,10 @@ def _version(tool: str) -> str:
     return lines[0]
 
 
+def _has_python(nextpnr: str) -> bool:
+    return "--pre-route" in subprocess.run([nextpnr, "--help"], capture_output=True, text=True).stdout
+
+
 def _cells(statistics_file: Path, top: str) -> dict[str, int]:
     text = statistics_file.read_text()
     modules = json.loads(text[text.index("{"):])
@@ -218,10 +223,13 @@ def grouped(cells: dict[str, int]) -> dict[str, int]:
 
 
 def run(design: str, config: CoreConfig, device: str, out: Path, *, seeds=(1, 2, 3), route: bool = True,
-        placer: str | None = None, router: str = "router1", log=print) -> dict:
+        placer: str | None = None, router: str = "router1", refinements: int | None = None, log=print) -> dict:
     """Synthesise one design; returns its cells and, on ECP5 with ``route``, the clock rates of the seeds.
 
-    nextpnr's ``placer`` is heap, but static for the core: its shorter wires are what lets a routing end.
+    nextpnr's ``placer`` is heap, but static for the core: its shorter wires are what lets a routing end. With
+    ``refinements`` the last step of that placer, which moves single cells, is done so many times more: it stops when
+    wires get no shorter, with late cells still far from each other, and begins with longer moves each time. The core
+    gets CORE_REFINEMENTS where nextpnr has Python, which is what calls it again.
     """
     if design not in DESIGNS:
         raise SynthesisError(f"unknown design {design!r}: choose from {', '.join(DESIGNS)}")
@@ -248,12 +256,21 @@ def run(design: str, config: CoreConfig, device: str, out: Path, *, seeds=(1, 2,
         return result
     nextpnr, rates = _tool("nextpnr-ecp5"), []
     placer = placer or ("static" if design == "core" else "heap")
+    if refinements is None:
+        refinements = CORE_REFINEMENTS if placer == "static" and design == "core" and _has_python(nextpnr) else 0
+    elif refinements and placer != "static":
+        raise SynthesisError("only the placer static can refine again: choose --placer static or --refinements 0")
+    elif refinements and not _has_python(nextpnr):
+        raise SynthesisError(f"{nextpnr} has no Python, so it cannot refine again: put a native nextpnr-ecp5 on "
+                             "PATH or choose --refinements 0")
+    (folder / "refine.py").write_text(f"for _ in range({refinements}):\n    ctx.place()\n")
+    refine = ["--pre-route", "refine.py", "--tmg-ripup"] if refinements else []
     goal = CORE_GOAL_MHZ if design == "core" else GOAL_MHZ
     for seed in seeds:
         timing = folder / f"report-{seed}.json"
         command = [nextpnr, "--85k", "--speed", "6", "--package", "CABGA756", "--json", "pins.json", "--seed", seed,
-                   "--freq", goal, *PLACE_AND_ROUTE, "--placer", placer, "--router", router, "--report", timing.name,
-                   "-q"]
+                   "--freq", goal, *PLACE_AND_ROUTE, "--placer", placer, "--router", router, *refine,
+                   "--report", timing.name, "-q"]
         started = time.monotonic()
         _call(command, folder / f"nextpnr-{seed}.log", timing)
         routed = json.loads(timing.read_text())
@@ -303,7 +320,7 @@ def main(options, config: CoreConfig) -> int:
         for design in options.design or ["array", "array+lanes", "core"]:
             seeds = range(1, options.seeds + 1)
             results.append(run(design, config, device, options.out, seeds=seeds, route=not options.no_route,
-                               placer=options.placer, router=options.router,
+                               placer=options.placer, router=options.router, refinements=options.refinements,
                                log=lambda line: print(line, file=sys.stderr, flush=True)))
             (options.out / f"{config.name}.json").write_text(json.dumps(results, indent=1) + "\n")
     baseline = read_baseline()

@@ -114,7 +114,7 @@ class VectorEngine(wiring.Component):
     Vectors pass in parts of L = ``config.lanes`` elements, all parts of one before the next.
 
     Throughput: one part of source 0 per cycle (loss: see :class:`hw.loss.NitiLoss`). Overhead of a VECTOR
-    command: about 29 cycles, with a range 3 more, plus one read and one write latency of memory. The key of the random
+    command: about 30 cycles, with a range 3 more, plus one read and one write latency of memory. The key of the random
     words takes 31 cycles, hidden by the read latency where that is longer.
     """
 
@@ -242,7 +242,7 @@ class VectorEngine(wiring.Component):
         register, shift, exponent = scalar.value, Signal(SHIFT_SHAPE), Signal(signed(16))
         m.d.comb += [scalar.select.eq(Mux(wide.done, command.shift_register, wide.scalar_select)),
                      wide.scalar_value.eq(scalar.value)]
-        least = Signal(SHIFT_SHAPE)
+        least, below, above = Signal(SHIFT_SHAPE), Signal(), Signal()
         settings = lanes.settings
         m.d.comb += [
             least.eq(Mux(command.left, MIN_SHIFT, 0)),
@@ -432,14 +432,11 @@ class VectorEngine(wiring.Component):
                 m.d.sync += acts.eq(1)
                 m.next = "SETTINGS"
             with m.State("SETTINGS"):
-                m.d.sync += [
-                    acts.eq(1),
-                    shift.eq(Mux(register < least, least, Mux(register > MAX_SHIFT, MAX_SHIFT, register))),
-                    exponent.eq(register),
-                ]
+                m.d.sync += [acts.eq(1), exponent.eq(register), below.eq(register < least),
+                             above.eq(register > MAX_SHIFT)]
                 m.next = "START"
             with m.State("START"):
-                m.d.sync += acts.eq(1)
+                m.d.sync += [acts.eq(1), shift.eq(Mux(below, least, Mux(above, MAX_SHIFT, exponent)))]
                 with m.If(legal):
                     m.d.sync += [start.eq(1), starts.eq(Cat(condition for _, condition in started))]
                     m.next = "BEGIN"

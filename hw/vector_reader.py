@@ -41,7 +41,7 @@ class VectorReader(wiring.Component):
     client : ReadClient; responses wait in the memory port, so only ``request.ready`` limits the requests.
     vector : Out stream of L x signed(32).
 
-    Throughput: one part and at most one request per cycle. Latency: first request three cycles after
+    Throughput: one part and at most one request per cycle. Latency: first request four cycles after
     ``start``, a vector one cycle after the response it needs.
     """
 
@@ -72,33 +72,39 @@ class VectorReader(wiring.Component):
             stride = Signal(range(4 * lanes + 1), reset_less=True)       # right before the first step
             m.d.sync += stride.eq(lanes << self.width)
             m.d.comb += [addresses.count[LEVELS].eq(Mux(self.single, 1, parts)), addresses.stride[LEVELS].eq(stride)]
-        # The part whose request is next. The addresses are one ahead, without a gap, so that no comparison delays
-        # a request and the line of the part after it is known.
+        # The part whose request is next, and the one after it, which the addresses, without a gap, give in time. Its
+        # line is compared as it comes, in small groups of bits; what they say is put together when it moves up.
         place = data.StructLayout({"quarter": 2, "ends": 1})       # ends: the next part is not of this line
         m.submodules.notes = notes = Fifo(place, self.ahead)
         # Whether a part is taken is late, so the queue does not look at it.
         m.submodules.notes_buffer = noted = SkidBuffer(place)
         connect(m, notes.output, noted.input)
-        waiting, quarter, fresh, final, issued = Signal(), Signal(2), Signal(), Signal(), Signal()
-        # The note rests in a register, because what it says is late and a block RAM wants it early.
-        resting, room, rests = Signal(place), Signal(), Signal()
-        line, item = Signal(ADDRESS_BITS - lane_bits - 2), addresses.item
-        following, differs = item.payload.address[lane_bits + 2:], Signal()
+        issued, item = Signal(), addresses.item
+        part = data.StructLayout({"quarter": 2, "line": ADDRESS_BITS - lane_bits - 2})
+        this, following = Signal(part), Signal(part)
+        # This part is there; it is not of the line before it; it is the last of all.
+        waiting, fresh, final = Signal(), Signal(), Signal()
+        comes, comes_first, comes_last = Signal(), Signal(), Signal()       # the same of the following part
+        coming = data.View(part, item.payload.address[lane_bits:])
+        groups = [slice(k, k + 2) for k in range(0, len(this.line), 2)]
+        differs, other_line = Signal(len(groups)), Signal()      # the following part's line from that before it
         m.d.comb += [
             addresses.load.eq(self.start), addresses.start.eq(self.address), item.ready.eq(~waiting | issued),
             *(addresses.count[k].eq(self.count[k]) for k in range(LEVELS)),
             *(addresses.stride[k].eq(self.stride[k]) for k in range(LEVELS)),
-            differs.eq(line != following), self.client.request.valid.eq(waiting & room & fresh),
-            self.client.request.payload.eq(line),
-            room.eq(~rests | notes.input.ready), issued.eq(waiting & room & (~fresh | self.client.request.ready)),
-            notes.input.valid.eq(rests), notes.input.payload.eq(resting),
+            other_line.eq(differs.any()), self.client.request.valid.eq(waiting & notes.input.ready & fresh),
+            self.client.request.payload.eq(this.line),
+            issued.eq(waiting & notes.input.ready & (~fresh | self.client.request.ready)),
+            notes.input.valid.eq(issued), notes.input.payload.quarter.eq(this.quarter),
+            notes.input.payload.ends.eq(final | other_line),
         ]
-        with m.If(room):
-            m.d.sync += [rests.eq(issued), resting.quarter.eq(quarter), resting.ends.eq(final | differs)]
         with m.If(item.ready):
-            m.d.sync += [waiting.eq(item.valid), line.eq(following), final.eq(item.payload.last),
-                         fresh.eq(item.payload.first | differs),
-                         quarter.eq(item.payload.address[lane_bits:lane_bits + 2])]
+            m.d.sync += [
+                comes.eq(item.valid), following.eq(coming), comes_first.eq(item.payload.first),
+                comes_last.eq(item.payload.last),
+                *(differs[k].eq(following.line[group] != coming.line[group]) for k, group in enumerate(groups)),
+                waiting.eq(comes), this.eq(following), final.eq(comes_last), fresh.eq(comes_first | other_line),
+            ]
 
         # Data side: vectors are cut out of the response, which is taken with the last of them.
         response, note = self.client.response, noted.output.payload

@@ -283,7 +283,10 @@ class WideLanes(wiring.Component):
                     m.next = "ANSWER"
             with m.State("ANSWER"):
                 m.d.comb += [root.o.ready.eq(1), divider.o.ready.eq(1)]
-                m.d.sync += Array(answers)[serial].eq(Mux(takes_root, root.o.payload.root, divider.o.payload.quotient))
+                # Not a multiplexer, of which synthesis makes a late reset of the bits that a root lacks.
+                answer = root.o.payload.root & takes_root.replicate(len(root.o.payload.root))
+                quotient = divider.o.payload.quotient & (~takes_root).replicate(BITS)
+                m.d.sync += Array(answers)[serial].eq(answer | quotient)
                 with m.If(root.o.valid | divider.o.valid):
                     m.d.sync += serial.eq(serial + 1)
                     m.next = "ASK"

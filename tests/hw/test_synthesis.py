@@ -3,6 +3,7 @@
 import json
 import os
 import re
+from types import SimpleNamespace
 
 import pytest
 
@@ -50,6 +51,27 @@ def test_cells_and_rates_reach_the_table(tools, tmp_path):
 def test_a_core_is_placed_with_short_wires_and_its_own_goal(tools, tmp_path, design, options):
     row = synthesis.run(design, PRESETS["tiny"], "ecp5", tmp_path, seeds=(1,), log=lambda _: None)
     assert re.search(options, row["place_and_route"])
+
+
+def test_a_core_is_refined_again_where_nextpnr_has_python(tools, tmp_path):
+    def options(**arguments):
+        row = synthesis.run("core", PRESETS["tiny"], "ecp5", tmp_path, seeds=(1,), log=lambda _: None, **arguments)
+        return row["place_and_route"]
+
+    assert "--pre-route" not in options()
+    with pytest.raises(synthesis.SynthesisError, match="no Python.*--refinements 0"):
+        options(refinements=1)
+    tools(nextpnr_ecp5='''[ "$1" = --help ] && echo "  --pre-route arg" && exit
+[ "$(echo "$@" | grep -o "pre-route refine.py")" ] && echo ctx.place >> calls
+echo "{\\"fmax\\": {\\"clk\\": {\\"achieved\\": 101}}}" > report-1.json''')
+    folder = tmp_path / "core-tiny-ecp5"
+    assert "--pre-route refine.py" in options() and (folder / "calls").read_text().count("ctx.place") == 1
+    calls = []
+    exec((folder / "refine.py").read_text(), {"ctx": SimpleNamespace(place=lambda: calls.append("place"))})
+    assert len(calls) == synthesis.CORE_REFINEMENTS
+    assert "--pre-route" not in options(refinements=0)
+    with pytest.raises(synthesis.SynthesisError, match="only the placer static"):
+        options(refinements=1, placer="heap")
 
 
 def test_a_tool_that_cannot_tell_its_version_is_named(tmp_path):
