@@ -264,7 +264,7 @@ def run(design: str, config: CoreConfig, device: str, out: Path, *, seeds=(1, 2,
         raise SynthesisError(f"{nextpnr} has no Python, so it cannot refine again: put a native nextpnr-ecp5 on "
                              "PATH or choose --refinements 0")
     (folder / "refine.py").write_text(f"for _ in range({refinements}):\n    ctx.place()\n")
-    refine = ["--pre-route", "refine.py", "--tmg-ripup"] if refinements else []
+    refine = ["--pre-route", "refine.py"] if refinements else []
     goal = CORE_GOAL_MHZ if design == "core" else GOAL_MHZ
     for seed in seeds:
         timing = folder / f"report-{seed}.json"
