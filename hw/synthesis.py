@@ -258,6 +258,8 @@ def run(design: str, config: CoreConfig, device: str, out: Path, *, seeds=(1, 2,
     placer = placer or ("static" if design == "core" else "heap")
     if refinements is None:
         refinements = CORE_REFINEMENTS if placer == "static" and design == "core" and _has_python(nextpnr) else 0
+    elif refinements < 0:
+        raise SynthesisError(f"a placement cannot be refined {refinements} times: choose --refinements 0 or more")
     elif refinements and placer != "static":
         raise SynthesisError("only the placer static can refine again: choose --placer static or --refinements 0")
     elif refinements and not _has_python(nextpnr):

@@ -84,7 +84,7 @@ class VectorReader(wiring.Component):
         this, following = Signal(part), Signal(part)
         # This part is there; it is not of the line before it; it is the last of all.
         waiting, fresh, final = Signal(), Signal(), Signal()
-        comes, comes_first, comes_last = Signal(), Signal(), Signal()       # the same of the following part
+        comes, comes_first, comes_last = Signal(), Signal(), Signal()       # the next is there; is the first, the last
         coming = data.View(part, item.payload.address[lane_bits:])
         groups = [slice(k, k + 2) for k in range(0, len(this.line), 2)]
         differs, other_line = Signal(len(groups)), Signal()      # the following part's line from that before it

@@ -72,6 +72,8 @@ echo "{\\"fmax\\": {\\"clk\\": {\\"achieved\\": 101}}}" > report-1.json''')
     assert "--pre-route" not in options(refinements=0)
     with pytest.raises(synthesis.SynthesisError, match="only the placer static"):
         options(refinements=1, placer="heap")
+    with pytest.raises(synthesis.SynthesisError, match="cannot be refined -1 times"):
+        options(refinements=-1)
 
 
 def test_a_tool_that_cannot_tell_its_version_is_named(tmp_path):
