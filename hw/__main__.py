@@ -26,8 +26,8 @@ def main(arguments=None) -> int:
     synth.add_argument("--seeds", type=int, default=3, help="placements on ECP5 (default 3)")
     synth.add_argument("--placer", choices=("heap", "static"), help="nextpnr's (default: heap, for the core static)")
     synth.add_argument("--router", choices=("router1", "router2"), default="router1", help="nextpnr's")
-    synth.add_argument("--refinements", type=int, help="refine a static placement so many times more (default: "
-                       "the core 3, where nextpnr has Python)")
+    synth.add_argument("--refinements", type=int, default=0, help="refine a static placement so many times more; needs "
+                       "a native nextpnr (default 0)")
     synth.add_argument("--no-route", action="store_true", help="synthesis only")
     synth.add_argument("--keep", action="store_true", help="put the results into the committed baseline")
     synth.add_argument("--out", type=Path, default=Path("build/synth"))

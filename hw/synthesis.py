@@ -73,7 +73,6 @@ GOAL_MHZ, CORE_GOAL_MHZ = 150, 100      # what nextpnr optimises for
 # takes more attempts than nextpnr allows.
 PLACE_AND_ROUTE = ("--lpf-allow-unconstrained", "--timing-allow-fail", "--placer-heap-cell-placement-timeout", "0",
                    "--detailed-timing-report")
-CORE_REFINEMENTS = 3
 TIMEOUT = 4 * 3600
 
 
@@ -223,13 +222,13 @@ def grouped(cells: dict[str, int]) -> dict[str, int]:
 
 
 def run(design: str, config: CoreConfig, device: str, out: Path, *, seeds=(1, 2, 3), route: bool = True,
-        placer: str | None = None, router: str = "router1", refinements: int | None = None, log=print) -> dict:
+        placer: str | None = None, router: str = "router1", refinements: int = 0, log=print) -> dict:
     """Synthesise one design; returns its cells and, on ECP5 with ``route``, the clock rates of the seeds.
 
     nextpnr's ``placer`` is heap, but static for the core: its shorter wires are what lets a routing end. With
     ``refinements`` the last step of that placer, which moves single cells, is done so many times more: it stops when
-    wires get no shorter, with late cells still far from each other, and begins with longer moves each time. The core
-    gets CORE_REFINEMENTS where nextpnr has Python, which is what calls it again.
+    wires get no shorter, with late cells still far from each other, and begins with longer moves each time. It is
+    called again from nextpnr's own Python, which only a native one has.
     """
     if design not in DESIGNS:
         raise SynthesisError(f"unknown design {design!r}: choose from {', '.join(DESIGNS)}")
@@ -256,13 +255,11 @@ def run(design: str, config: CoreConfig, device: str, out: Path, *, seeds=(1, 2,
         return result
     nextpnr, rates = _tool("nextpnr-ecp5"), []
     placer = placer or ("static" if design == "core" else "heap")
-    if refinements is None:
-        refinements = CORE_REFINEMENTS if placer == "static" and design == "core" and _has_python(nextpnr) else 0
-    elif refinements < 0:
+    if refinements < 0:
         raise SynthesisError(f"a placement cannot be refined {refinements} times: choose --refinements 0 or more")
-    elif refinements and placer != "static":
+    if refinements and placer != "static":
         raise SynthesisError("only the placer static can refine again: choose --placer static or --refinements 0")
-    elif refinements and not _has_python(nextpnr):
+    if refinements and not _has_python(nextpnr):
         raise SynthesisError(f"{nextpnr} has no Python, so it cannot refine again: put a native nextpnr-ecp5 on "
                              "PATH or choose --refinements 0")
     (folder / "refine.py").write_text(f"for _ in range({refinements}):\n    ctx.place()\n")

@@ -53,7 +53,7 @@ def test_a_core_is_placed_with_short_wires_and_its_own_goal(tools, tmp_path, des
     assert re.search(options, row["place_and_route"])
 
 
-def test_a_core_is_refined_again_where_nextpnr_has_python(tools, tmp_path):
+def test_a_placement_is_refined_again_where_nextpnr_has_python(tools, tmp_path):
     def options(**arguments):
         row = synthesis.run("core", PRESETS["tiny"], "ecp5", tmp_path, seeds=(1,), log=lambda _: None, **arguments)
         return row["place_and_route"]
@@ -65,11 +65,11 @@ def test_a_core_is_refined_again_where_nextpnr_has_python(tools, tmp_path):
 [ "$(echo "$@" | grep -o "pre-route refine.py")" ] && echo ctx.place >> calls
 echo "{\\"fmax\\": {\\"clk\\": {\\"achieved\\": 101}}}" > report-1.json''')
     folder = tmp_path / "core-tiny-ecp5"
-    assert "--pre-route refine.py" in options() and (folder / "calls").read_text().count("ctx.place") == 1
+    assert "--pre-route refine.py" in options(refinements=3) and (folder / "calls").read_text().count("ctx.place") == 1
     calls = []
     exec((folder / "refine.py").read_text(), {"ctx": SimpleNamespace(place=lambda: calls.append("place"))})
-    assert len(calls) == synthesis.CORE_REFINEMENTS
-    assert "--pre-route" not in options(refinements=0)
+    assert len(calls) == 3
+    assert "--pre-route" not in options()
     with pytest.raises(synthesis.SynthesisError, match="only the placer static"):
         options(refinements=1, placer="heap")
     with pytest.raises(synthesis.SynthesisError, match="cannot be refined -1 times"):
