@@ -262,8 +262,10 @@ def run(design: str, config: CoreConfig, device: str, out: Path, *, seeds=(1, 2,
     if refinements and not _has_python(nextpnr):
         raise SynthesisError(f"{nextpnr} has no Python, so it cannot refine again: put a native nextpnr-ecp5 on "
                              "PATH or choose --refinements 0")
-    (folder / "refine.py").write_text(f"for _ in range({refinements}):\n    ctx.place()\n")
-    refine = ["--pre-route", "refine.py"] if refinements else []
+    refine = []
+    if refinements:
+        (folder / "refine.py").write_text(f"for _ in range({refinements}):\n    ctx.place()\n")
+        refine = ["--pre-route", "refine.py"]
     goal = CORE_GOAL_MHZ if design == "core" else GOAL_MHZ
     for seed in seeds:
         timing = folder / f"report-{seed}.json"
