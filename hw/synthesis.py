@@ -186,7 +186,8 @@ def _version(tool: str) -> str:
 
 
 def _has_python(nextpnr: str) -> bool:
-    return "--pre-route" in subprocess.run([nextpnr, "--help"], capture_output=True, text=True).stdout
+    shown = subprocess.run([nextpnr, "--help"], capture_output=True, text=True)
+    return "--pre-route" in shown.stdout + shown.stderr         # nextpnr 0.11 shows its help on stderr
 
 
 def _cells(statistics_file: Path, top: str) -> dict[str, int]:

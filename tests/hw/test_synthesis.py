@@ -62,7 +62,7 @@ def test_a_placement_is_refined_again_where_nextpnr_has_python(tools, tmp_path):
     assert "--pre-route" not in options()
     with pytest.raises(synthesis.SynthesisError, match="no Python.*--refinements 0"):
         options(refinements=1)
-    tools(nextpnr_ecp5='''[ "$1" = --help ] && echo "  --pre-route arg" && exit
+    tools(nextpnr_ecp5='''[ "$1" = --help ] && echo "  --pre-route arg" >&2 && exit
 [ "$(echo "$@" | grep -o "pre-route refine.py")" ] && echo ctx.place >> calls
 echo "{\\"fmax\\": {\\"clk\\": {\\"achieved\\": 101}}}" > report-1.json''')
     folder = tmp_path / "core-tiny-ecp5"
