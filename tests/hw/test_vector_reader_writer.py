@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from hw.config import PRESETS
+from hw.interfaces import ADDRESS_BITS
 from hw.vector_reader import LEVELS, VectorReader
 from hw.vector_writer import VectorWriter
 from tests.hw.memory_model import Memory
@@ -83,6 +84,27 @@ def test_reader(core, single, pattern, width):
 
     simulate(dut, bench, background=[memory.reader(dut.client, stall=source), check,
                                      *memory.checks(dut.client)])
+
+
+def test_lines_that_differ_in_any_one_bit_are_both_read():
+    config = PRESETS["tiny"]
+    dut = VectorReader(config)
+    line_bits = config.line_bytes.bit_length() - 1
+
+    async def bench(ctx):
+        for signal in (dut.single, dut.client.request.ready, dut.client.response.valid, dut.vector.ready):
+            ctx.set(signal, 1)
+        for bit in range(line_bits, ADDRESS_BITS):
+            run_setup(ctx, dut, 2, 0, (1, 1, 1, 1, 2), (0, 0, 0, 0, 1 << bit if bit < ADDRESS_BITS - 1 else -1 << bit))
+            await pulse(ctx, dut.start)
+            lines = []
+            for _ in range(12):
+                if ctx.get(dut.client.request.valid):
+                    lines.append(ctx.get(dut.client.request.payload))
+                await ctx.tick()
+            assert lines == [0, 1 << bit - line_bits]
+
+    simulate(dut, bench)
 
 
 @pytest.mark.parametrize("core", ["tiny", "wide", "small"])
