@@ -137,8 +137,8 @@ MUTATIONS = (
              "too_early = ends_short & 0",
              ("tests/sim/test_products.py::test_tiles_of_few_pixels_wait_for_their_accumulator_entries",)),
     # Vectors in parts, lines of two vectors.
-    Mutation("a reader does not compare the highest bits of lines", "hw/vector_reader.py", "range(0, len(this.line), 2)",
-             "range(0, len(this.line) - 2, 2)",
+    Mutation("a reader does not compare the highest bits of lines", "hw/vector_reader.py",
+             "range(0, len(this.line), 2)", "range(0, len(this.line) - 2, 2)",
              (_hw("vector_reader_writer.py::test_lines_that_differ_in_any_one_bit_are_both_read"),)),
     Mutation("a reader of single parts reads both", "hw/vector_reader.py", "Mux(self.single, 1, parts)", "parts",
              (_hw("vector_reader_writer.py::test_reader[0-none-small-True]"),)),
