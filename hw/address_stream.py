@@ -45,7 +45,7 @@ class AddressStream(wiring.Component):
         m.d.comb += [
             nest.begin.eq(self.load),
             nest.load.eq(~running),      # all the time until a run begins, because `load` may be late in its cycle
-            nest.start_address.eq(self.start), nest.step.eq(running & into.ready),
+            nest.start_address.eq(self.start), nest.step.eq(into.ready),
             *(nest.count[k].eq(self.count[k]) for k in range(self.levels)),
             *(nest.stride_address[k].eq(self.stride[k]) for k in range(self.levels)),
             into.valid.eq(running), into.payload.address.eq(nest.value_address),

@@ -208,8 +208,9 @@ class SystolicArray(wiring.Component):
         weight = skew(self.left_weight.as_value(), 8, "weight_skew")
         top = skew(self.top.as_value(), 8, "top_skew")
         shift_right = Cat(self.shift & forward, delay(self.shift & forward, rows - 1, "shift_right"))
-        shift_down = Cat(self.shift & error, delay(self.shift & error, columns - 1, "shift_down")) \
-            | gradient.replicate(columns)
+        # When GRADIENT ends, a column still shifts down until its first weight could come.
+        down = (self.shift & error) | gradient
+        shift_down = Cat(down, delay(down, columns - 1, "shift_down"))
         load = delay(self.boundary | gradient, rows, "load")
         restart = delay(self.boundary & gradient, rows + 2, "restart")
         chain = delay(~gradient, rows + 2, "chain")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import enum
 
-from amaranth.hdl import Cat, ClockDomain, ClockSignal, DomainRenamer, Module, Mux, ResetSignal, Signal
+from amaranth.hdl import Cat, Module, Mux, ResetSignal, Signal
 from amaranth.lib import stream, wiring
 from amaranth.lib.wiring import In, Out, connect, flipped
 
@@ -15,6 +15,7 @@ from .descriptor import Opcode, offsets
 from .errors import ErrorCode, ErrorLatch
 from .feeder import Activity
 from .interfaces import ADDRESS_BITS, ReadClient, WriteClient
+from .local_reset import local_reset
 from .product import ProductEngine, StreamRegister, reached
 from .range_detector import range_result
 from .read_port import ReadPort
@@ -150,23 +151,15 @@ class Core(wiring.Component):
         config = self.config
         engine_reset = Signal()
 
-        # Engines are reset through registers of their own, a cycle later: the reset of the core reaches few flip-flops,
-        # and those of an engine need no gate that joins several resets.
-        def engine(name, unit):
-            restart = Signal(init=1, name=f"restart_{name}", attrs={"keep": 1})
-            m.domains += ClockDomain(name, local=True)
-            m.d.sync += restart.eq(engine_reset)
-            m.d.comb += [ClockSignal(name).eq(ClockSignal()), ResetSignal(name).eq(restart)]
-            return DomainRenamer(name)(unit)
-
         registers = Registers(config, len(COUNTERS))
         sequencer, product, vector = Sequencer(config), ProductEngine(config), VectorQueue(config)
         reads, writes = ReadPort(config, list(READERS.values())), WritePort(config, len(WRITERS))
         errors, counters = ErrorLatch(6), Counters(COUNTERS)
         m.submodules.registers = registers
-        m.submodules.sequencer = engine("sequencer", sequencer)
-        m.submodules.product_engine = engine("product", product)
-        m.submodules.vector_engine = engine("vector", vector)
+        restart = engine_reset | ResetSignal()
+        m.submodules.sequencer = local_reset(m, "sequencer", sequencer, restart)
+        m.submodules.product_engine = local_reset(m, "product", product, restart)
+        m.submodules.vector_engine = local_reset(m, "vector", vector, restart)
         alive = Signal(attrs={"keep": 1})    # what engines report a cycle after their stop is void
         m.d.sync += alive.eq(~engine_reset)
         m.submodules.reads, m.submodules.writes = reads, writes
@@ -186,9 +179,10 @@ class Core(wiring.Component):
         connect(m, sequencer.product, product.words)
         connect(m, sequencer.vector, vector.words)
 
-        soft_reset = registers.soft_reset
+        soft_reset, after_reset = registers.soft_reset, Signal()
+        m.d.sync += after_reset.eq(soft_reset)
         m.d.comb += [
-            engine_reset.eq(soft_reset | errors.error),
+            engine_reset.eq(soft_reset | after_reset | errors.error),
             sequencer.start.eq(registers.start), sequencer.program.eq(registers.program),
             sequencer.limit.eq(registers.window_limit),
             sequencer.engines_idle.eq(product.idle & vector.idle),
@@ -226,11 +220,16 @@ class Core(wiring.Component):
         )
         for source, (valid, code, address, _) in zip(errors.sources, reports, strict=True):
             m.d.comb += [source.valid.eq(valid), source.report.code.eq(code), source.report.address.eq(address)]
-        fresh, where = Signal(), Signal.like(descriptor)         # of the cycle before
-        m.d.sync += fresh.eq(Cat(valid for valid, *_ in reports).any() & ~errors.found)
-        for valid, *_, origin in reversed(reports):
-            with m.If(valid):
-                m.d.sync += where.eq(origin)
+        # Reports come from all over the core: of the cycle before, and the chosen one of that before it.
+        told, found, fresh = Signal(len(reports)), Signal(), Signal()
+        where = Signal.like(descriptor, reset_less=True)
+        m.d.sync += [told.eq(Cat(valid for valid, *_ in reports)), found.eq(errors.found),
+                     fresh.eq(told.any() & ~found)]
+        for k, (*_, origin) in reversed(list(enumerate(reports))):
+            told_origin = Signal.like(descriptor, name=f"told_origin{k}", reset_less=True)
+            m.d.sync += told_origin.eq(origin)
+            with m.If(told[k]):
+                m.d.sync += where.eq(told_origin)
         with m.If(fresh):
             m.d.sync += descriptor.eq(where)
         m.d.comb += [

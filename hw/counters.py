@@ -64,6 +64,8 @@ class Counters(wiring.Component):
         index, base, extra = self.select[:len(turn)], Signal(COUNTER_BITS), Signal(range(slots + 1))
         none = self.select >= len(self.names)
         m.d.comb += chosen.addr.eq(index)
-        m.d.sync += [base.eq(Mux(none | fresh.bit_select(index, 1), 0, Mux(slot == index, total, chosen.data))),
+        # Masked, not chosen: synthesis would make the choice of 0 a reset, which is late.
+        known = ~(none | fresh.bit_select(index, 1))
+        m.d.sync += [base.eq(Mux(slot == index, total, chosen.data) & known.replicate(COUNTER_BITS)),
                      extra.eq(Mux(none, 0, counts[index])), self.count.eq(base + extra)]
         return m

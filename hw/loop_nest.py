@@ -9,6 +9,8 @@ from amaranth.hdl import Module, Mux, Shape, Signal
 from amaranth.lib import wiring
 from amaranth.lib.wiring import In, Out
 
+from .interfaces import data_register
+
 __all__ = ["LoopNest"]
 
 
@@ -29,7 +31,7 @@ class LoopNest(wiring.Component):
     load : In(1)  the values take ``start_*``, for one cycle, or for two or more if the last step was not that from the
         last iteration.
     begin : In(1)  restart at the first iteration: in the last cycle of ``load``, and only then.
-    step : In(1)  go on to the next iteration; from the last one it wraps to zero counters.
+    step : In(1)  go on to the next iteration; from the last one it wraps to zero counters. Without effect in ``load``.
     count : In(count_bits).array(levels), stable from ``begin`` on while the loops run.
     start_NAME : In(shape); stride_NAME : In(shape).array(levels), held stable.
     value_NAME : Out(shape)  value of the current iteration (registered).
@@ -56,18 +58,23 @@ class LoopNest(wiring.Component):
     def elaborate(self, platform):
         m = Module()
         levels = range(self.levels)
-        # Everything about an iteration is in registers, so that what follows has the whole cycle.
+        # Everything about an iteration is in registers, so that what follows has the whole cycle. They need no reset:
+        # all are set until the loops begin.
         # Iterations after this one.
         left = [Signal(self.count_bits, name=f"left{k}", reset_less=True) for k in levels]
-        one_left = Signal(self.levels)      # left[k] == 1
+        one_left = Signal(self.levels, reset_less=True)      # left[k] == 1
         # The innermost loop that can still go on: it steps, inner ones restart. None after the last iteration, so that
         # the values' adder has nothing but their start to pass on.
-        advance = Signal(self.levels)
-        stays = Signal(self.levels, init=-1)        # its complement, so that not every bit hangs on one net
-        moved = Signal(self.levels)         # bit k: that loop is loop k or one around it
-        restart = Signal(self.levels)       # bit k: loop k restarts: it and all in it are at their last
-        single, singles = Signal(self.levels), Signal(self.levels)      # loops of one iteration; as of the last cycle
+        advance = Signal(self.levels, reset_less=True)
+        # Its complement, so that not every bit hangs on one net.
+        stays = Signal(self.levels, init=-1, reset_less=True)
+        moved = Signal(self.levels, reset_less=True)        # bit k: that loop is loop k or one around it
+        # Bit k: loop k restarts: it and all in it are at their last.
+        restart = Signal(self.levels, reset_less=True)
+        # Loops of one iteration; as of the last cycle.
+        single, singles = Signal(self.levels), Signal(self.levels, reset_less=True)
         following_last = Signal(self.levels)
+        at_first, at_last = data_register(m, self.at_first), data_register(m, self.at_last)
         m.d.comb += self.last.eq(self.at_last.all())
         # `step`, which is late in its cycle, only enables registers.
         for k in levels:
@@ -76,13 +83,13 @@ class LoopNest(wiring.Component):
             m.d.comb += single[k].eq(~self.count[k][1:].any())
             with m.If(self.load | (self.step & changes)):
                 again = self.load | restart[k]
-                m.d.sync += [self.at_first[k].eq(again),
+                m.d.sync += [at_first[k].eq(again),
                              left[k].eq(Mux(again, Mux(single[k], 0, self.count[k] - 1), left[k] - 1)),
                              one_left[k].eq(Mux(again, self.count[k] == 2, left[k] == 2))]
 
         def stand(last, ended):
             """The flags of an iteration from which loops are at their last in it."""
-            m.d.sync += self.at_last.eq(last)
+            m.d.sync += at_last.eq(last)
             for k in levels:
                 advances = ~last[k] & last[k + 1:].all() & ~ended
                 m.d.sync += [advance[k].eq(advances), stays[k].eq(~advances), restart[k].eq(last[k:].all()),

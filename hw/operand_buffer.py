@@ -10,7 +10,7 @@ from amaranth.lib.wiring import In, Out
 from .address_stream import AddressStream
 from .config import CoreConfig
 from .descriptor import LOAD
-from .interfaces import NO_BYPASS, ReadClient
+from .interfaces import NO_BYPASS, ReadClient, data_register
 from .shared_fold import FOLD_LINES, FoldClient
 
 __all__ = ["OperandBuffer"]
@@ -77,10 +77,12 @@ class OperandBuffer(wiring.Component):
         write, read = ram.write_port(), ram.read_port()
 
         item = addresses.item
+        begin = Signal()         # first cycle of LOAD: a register, because what decides comes late
         folds = Signal()         # load.fold for what works on lines; it is right from the load's first cycle
         plain = Signal(init=1)   # its complement, so that not every bit of a line hangs on its net
         m.d.sync += [folds.eq(load.fold), plain.eq(~load.fold)]
         m.d.comb += [
+            addresses.load.eq(begin), fold.start.eq(begin & load.fold),
             addresses.count[0].eq(load.tiles), addresses.count[1].eq(load.runs), addresses.count[2].eq(load.lines),
             addresses.start.eq(load.address), addresses.stride[0].eq(load.tile_stride),
             addresses.stride[1].eq(load.run_stride), addresses.stride[2].eq(config.line_bytes),
@@ -95,10 +97,8 @@ class OperandBuffer(wiring.Component):
         fresh = Signal(init=1)
         current = Signal(init=1)
         target = Signal()
-        begin = Signal()
         bank_free = Signal(init=1)                           # true a cycle late, false before the next load
-        # Both come late, and choose between sums that are there.
-        m.d.sync += [lead.eq(Mux(begin ^ self.advance, Mux(begin, lead + 1, lead - 1), lead)),
+        m.d.sync += [begin.eq(0), lead.eq(Mux(begin ^ self.advance, Mux(begin, lead + 1, lead - 1), lead)),
                      bank_free.eq((lead <= fresh) & ~begin)]
         with m.If(self.advance):
             m.d.sync += [current.eq(~current), fresh.eq(0)]
@@ -108,11 +108,12 @@ class OperandBuffer(wiring.Component):
         outstanding = Signal(16)                             # lines requested and not yet known to have arrived
         arrived = Signal()
         m.d.sync += arrived.eq(Mux(folds, fold.taken, response.valid))
-        m.d.comb += [
-            write.en.eq(Mux(folds, fold.packed.valid, response.valid)),
-            write.data.eq(Mux(plain, response.payload, fold.packed.data)),
-            write.addr.eq(Cat(level[:index_bits], target)),
-        ]
+        # A line is written a cycle after it came, which is before its slices are known to be there.
+        comes = Signal()
+        line_written = data_register(m, write.data)
+        m.d.comb += comes.eq(Mux(folds, fold.packed.valid, response.valid))
+        m.d.sync += [write.en.eq(comes), write.addr.eq(Cat(level[:index_bits], target)),
+                     line_written.eq(Mux(plain, response.payload, fold.packed.data))]
         # Places of the queue before the folding unit, less those that requested lines need: all in a plain load.
         places = Signal(range(FOLD_LINES + 1), init=FOLD_LINES)
         place = Signal(init=1)                               # places != 0
@@ -123,7 +124,7 @@ class OperandBuffer(wiring.Component):
         m.d.sync += outstanding.eq(outstanding + (request.valid & request.ready) - arrived)
         with m.If(begin):
             m.d.sync += level.eq(0)
-        with m.Elif(write.en & (level != config.buffer_lines)):
+        with m.Elif(comes & (level != config.buffer_lines)):
             m.d.sync += level.eq(level + 1)
         with m.FSM():
             with m.State("IDLE"):
@@ -131,14 +132,14 @@ class OperandBuffer(wiring.Component):
                 with m.If(self.command.valid & ~load.enable):
                     m.d.comb += self.command.ready.eq(1)
                 with m.Elif(self.command.valid & bank_free & (fold.granted | ~load.fold)):
-                    m.d.comb += [begin.eq(1), addresses.load.eq(1), fold.start.eq(load.fold)]
+                    m.d.sync += begin.eq(1)
                     m.next = "LOAD"
                 with m.Else():
                     m.d.comb += self.stalled_out.eq(self.command.valid)
             with m.State("LOAD"):
                 m.d.comb += [self.busy.eq(1), self.stalled_in.eq((outstanding != 0) & ~response.valid & ~fold.taken),
                              fold.wanted.eq(load.fold)]
-                with m.If(~item.valid & (outstanding == 0) & ~fold.busy):
+                with m.If(~begin & ~item.valid & (outstanding == 0) & ~fold.busy):
                     m.d.comb += self.command.ready.eq(1)
                     m.d.sync += target.eq(~target)
                     m.next = "IDLE"

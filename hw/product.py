@@ -12,6 +12,7 @@ from .config import CoreConfig
 from .descriptor import Mode, Opcode
 from .feeder import Activity, Feeder, result_control
 from .interfaces import ADDRESS_BITS, ReadClient, WriteClient, data_register
+from .local_reset import local_reset
 from .operand_buffer import OperandBuffer
 from .sequencer import DescriptorRegister, descriptor_word
 from .shared_fold import SharedFold
@@ -87,14 +88,13 @@ class ProductEngine(wiring.Component):
         m = Module()
         config = self.config
         m.submodules.decode = decode = DescriptorRegister(Opcode.PRODUCT)
-        m.submodules.buffer_a = buffer_a = OperandBuffer(config, config.rows)
-        m.submodules.buffer_b = buffer_b = OperandBuffer(config, config.columns)
-        m.submodules.shared_fold = shared_fold = SharedFold(config)
-        m.submodules.weight_ring = weights = WeightRing(config)
-        m.submodules.array = array = SystolicArray(config, result_control(config))
-        m.submodules.accumulator = accumulator = Accumulator(config)
-        m.submodules.store = store = Store(config)
-        m.submodules.feeder = feeder = Feeder(config)
+        buffer_a, buffer_b = OperandBuffer(config, config.rows), OperandBuffer(config, config.columns)
+        shared_fold, weights, feeder = SharedFold(config), WeightRing(config), Feeder(config)
+        array, accumulator, store = SystolicArray(config, result_control(config)), Accumulator(config), Store(config)
+        for name, unit in (("buffer_a", buffer_a), ("buffer_b", buffer_b), ("shared_fold", shared_fold),
+                           ("weight_ring", weights), ("array", array), ("accumulator", accumulator), ("store", store),
+                           ("feeder", feeder)):
+            m.submodules[name] = local_reset(m, name, unit)
 
         connect(m, flipped(self.words), decode.words)
         m.d.comb += decode.address.eq(self.address)

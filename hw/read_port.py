@@ -93,10 +93,9 @@ class ReadPort(wiring.Component):
             self.error_client.eq(errors.client),
         ]
         m.d.sync += calm.eq(self.quiet & halted)
-        with m.If(self.reset | outside.any() | failed):
-            m.d.sync += halted.eq(1)
-        with m.Elif(calm & ~errors.found):
-            m.d.sync += halted.eq(0)
+        halts = Signal()         # from the next cycle on
+        m.d.comb += halts.eq(self.reset | outside.any() | failed | (halted & ~(calm & ~errors.found)))
+        m.d.sync += halted.eq(halts)
 
         # The line that arrived last, in one cycle, and whose it is.
         line, delivered = Signal(self.config.line_bits, reset_less=True), Signal(count)
@@ -118,14 +117,17 @@ class ReadPort(wiring.Component):
             is_outside = Signal(name=f"is_outside{i}")       # of the cycle before
             m.d.sync += is_outside.eq(outside[i] & ~halted & ~self.clear)
             nothing_queued.append(~offered.output.valid & ~asked & coalescer.empty & ~burst.output.valid)
+            # Not halted, in a register for each client, because its way to `ready` is long.
+            admits = Signal(name=f"admits{i}", init=1, attrs={"keep": 1})
+            m.d.sync += admits.eq(~halts)
             reserved, may_request = Signal(range(depth + 1), name=f"reserved{i}"), Signal(init=1, name=f"room{i}")
             leaves, accepted = Signal(name=f"leaves{i}"), Signal(name=f"accepted{i}")
             m.d.comb += [
                 # A line outside the window stays until the error it is has halted the port.
                 leaves.eq(coalescer.line.ready & may_request & inside), accepted.eq(asked & leaves),
-                offered.input.valid.eq(client.request.valid & ~halted),
+                offered.input.valid.eq(client.request.valid & admits),
                 offered.input.payload.eq(client.request.payload),
-                client.request.ready.eq(offered.input.ready & ~halted), offered.output.ready.eq(~asked | leaves),
+                client.request.ready.eq(offered.input.ready & admits), offered.output.ready.eq(~asked | leaves),
                 coalescer.line.valid.eq(asked & may_request & inside),
                 # Room comes back by itself when more lines are reserved than the burst being collected holds.
                 coalescer.hold.eq(asked & ~may_request if depth >= 2 * BURST_LINES else 0),

@@ -254,9 +254,6 @@ class ScalarUnit(wiring.Component):
                      coming.addr.eq(Cat(index[:number_bits], command.half))]
         operation = data.View(data.StructLayout({"op": 6, "dst": 6, "a": 6, "b": 6, "imm": signed(8)}),
                               Signal(32, name="operation", reset_less=True))
-        fetch = Signal()
-        with m.If(fetch):
-            m.d.sync += operation.as_value().eq(coming.data)
         # The address of port b is in a register of its own, which also counts through what is dumped. Its word stays in
         # the memory's output while the operation waits for its operands.
         address_b = Signal(range(REGISTERS), reset_less=True)
@@ -282,7 +279,11 @@ class ScalarUnit(wiring.Component):
         m.d.comb += self.value.eq(operand_c)
 
         chosen, result = Signal(signed(32)), Signal(signed(32))
-        committing = Signal()                         # a register: state COMMIT
+        # Registers: states COMMIT; FETCH and STORE.
+        committing, fetching = Signal(), Signal()
+        m.d.sync += fetching.eq(0)
+        with m.If(fetching | (committing & ~written.valid)):
+            m.d.sync += operation.as_value().eq(coming.data)
         known, writes = Signal(), Signal()
         # Between commands ZERO and STEP are written in turn, as results are, so that nothing tells them from the others
         # where a register is read.
@@ -375,16 +376,17 @@ class ScalarUnit(wiring.Component):
                         m.d.sync += self.read.request.valid.eq(1)
                         m.next = "LOAD"
                     with m.Else():
+                        m.d.sync += fetching.eq(1)
                         m.next = "FETCH"
             with m.State("STORE"):
                 m.next = "STORED"
                 with m.If(ended):
                     m.next = "DONE"
                 with m.Else():
-                    m.d.comb += fetch.eq(1)
                     m.d.sync += [index.eq(index + 1), self.store_enable.eq(1),
                                  self.store_address.eq(command.microprogram_address + index)]
             with m.State("STORED"):
+                m.d.sync += fetching.eq(1)
                 m.next = "STORE"
             with m.State("LOAD"):
                 with m.If(self.read.request.ready):
@@ -393,10 +395,10 @@ class ScalarUnit(wiring.Component):
             with m.State("LOADED"):
                 with m.If(self.read.response.valid):
                     m.d.sync += [self.read.response.ready.eq(0),
-                                 word.eq(self.read.response.p.word_select(command.load[2:line_bits], 32))]
+                                 word.eq(self.read.response.p.word_select(command.load[2:line_bits], 32)),
+                                 fetching.eq(1)]
                     m.next = "FETCH"
             with m.State("FETCH"):
-                m.d.comb += fetch.eq(1)
                 m.next = "OPERANDS"
             with m.State("OPERANDS"):
                 m.d.sync += [
@@ -442,7 +444,7 @@ class ScalarUnit(wiring.Component):
                 m.next = "COMMIT"
             with m.State("COMMIT"):
                 with m.If(~written.valid):
-                    m.d.comb += [fetch.eq(1), self.illegal.eq(unknown), self.exponent.eq(beyond_limit),
+                    m.d.comb += [self.illegal.eq(unknown), self.exponent.eq(beyond_limit),
                                  self.zero_range.eq(no_range)]
                     m.d.sync += committing.eq(0)
                     m.next = "OPERANDS"

@@ -152,7 +152,10 @@ class Sequencer(wiring.Component):
         line_words = data.View(data.ArrayLayout(32, words_per_line), response.p)
         place = index[:(words_per_line - 1).bit_length()]
         consume, empty, fill, drop = Signal(), Signal(), Signal(), Signal()
-        m.d.comb += [empty.eq(~hand.valid | consume), fill.eq(response.valid & ~drop & ~flushing & empty),
+        free = Signal()                      # the register behind the hand
+        issuing, looping, skipping = Signal(), Signal(), Signal()      # states PRODUCT and VECTOR; LOOP; SKIP
+        m.d.comb += [consume.eq(hand.valid & ((issuing & free) | looping | (skipping & ~hand.first))),
+                     empty.eq(~hand.valid | consume), fill.eq(response.valid & ~drop & ~flushing & empty),
                      response.ready.eq(flushing | drop)]
         m.d.sync += drop.eq(fill & place.all())
         with m.If(empty):
@@ -207,7 +210,7 @@ class Sequencer(wiring.Component):
         m.d.sync += incremented.eq(0)
         moving = self.product.valid | self.vector.valid
         # `vacant` is the complement of `moving`: what moves every bit of the word has another net than the rest.
-        free, vacant = Signal(), Signal(init=1)
+        vacant = Signal(init=1)
         leaving = (self.product.valid & self.product.ready) | (self.vector.valid & self.vector.ready)
         m.d.comb += free.eq(~moving | leaving)
         with m.If(free):
@@ -247,31 +250,33 @@ class Sequencer(wiring.Component):
                     with m.If(header_field("opcode") == Opcode.END):
                         m.next = "END"
                     with m.Elif(header_field("opcode") == Opcode.LOOP):
+                        m.d.sync += looping.eq(1)
                         m.next = "LOOP"
                     with m.Elif(header_field("opcode") == Opcode.PRODUCT):
+                        m.d.sync += issuing.eq(1)
                         m.next = "PRODUCT"
                     with m.Elif((header_field("opcode") == Opcode.VECTOR)
                                 | (header_field("opcode") == Opcode.SCALAR)):
+                        m.d.sync += issuing.eq(1)
                         m.next = "VECTOR"
                     with m.Else():
                         m.next = "ILLEGAL"
             for state, port in (("PRODUCT", self.product), ("VECTOR", self.vector)):
                 with m.State(state):
                     with m.If(hand.valid & free):
-                        m.d.comb += consume.eq(1)
                         m.d.sync += [port.valid.eq(1), vacant.eq(0)]
                         with m.If(hand.last):
+                            m.d.sync += [issuing.eq(0), skipping.eq(1)]
                             m.next = "SKIP"
             with m.State("SKIP"):            # the unused tail of the descriptor
                 header_next = index == hand.valid        # the word in hand or to come is a header
-                m.d.comb += consume.eq(hand.valid & ~hand.first)
                 with m.If(~legal):
+                    m.d.sync += skipping.eq(0)
                     m.next = "ILLEGAL"
                 with m.Elif(header_next & ~moving):      # the last word leaves with the descriptor's address
-                    m.d.sync += self.address.eq(self.address + DESCRIPTOR_BYTES)
+                    m.d.sync += [skipping.eq(0), self.address.eq(self.address + DESCRIPTOR_BYTES)]
                     m.next = "HEADER"
             with m.State("LOOP"):
-                m.d.comb += consume.eq(hand.valid)
                 table = offsets(Opcode.LOOP)
                 with m.If(hand.valid):
                     with m.If(hand.index == table["loop", "target"][0]):
@@ -282,6 +287,7 @@ class Sequencer(wiring.Component):
                         m.d.sync += is_step.eq(word[0])
                     m.d.sync += incremented.eq(hand.base)
                 with m.If(hand.valid & hand.last):
+                    m.d.sync += looping.eq(0)
                     m.next = "BARRIER"
             with m.State("BARRIER"):
                 with m.If(~legal):
@@ -292,7 +298,7 @@ class Sequencer(wiring.Component):
                         m.d.sync += fetching.eq(0)
                         m.next = "JUMP"
                     with m.Else():
-                        m.d.sync += iteration.eq(0)
+                        m.d.sync += [iteration.eq(0), skipping.eq(1)]
                         m.next = "SKIP"
             with m.State("JUMP"):
                 m.d.comb += flushing.eq(1)

@@ -13,7 +13,7 @@ from .fold import Fold
 
 __all__ = ["FOLD_LINES", "FoldClient", "SharedFold"]
 
-FOLD_LINES = 32
+FOLD_LINES = 16
 """Raw lines requested ahead of the folding unit, which takes a line in as many cycles as it has bytes."""
 
 

@@ -105,11 +105,14 @@ class Store(wiring.Component):
                 m.d.sync += ranged.eq(0)
                 with m.If(self.command.valid):
                     with m.If(self.command.payload.enable):
-                        m.d.comb += addresses.load.eq(1)
-                        m.d.sync += sending.eq(1)
-                        m.next = "SEND"
+                        m.d.sync += addresses.load.eq(1)
+                        m.next = "BEGIN"
                     with m.Else():
                         m.d.comb += [self.command.ready.eq(1), self.done.eq(1)]
+            with m.State("BEGIN"):
+                m.d.comb += self.busy.eq(1)
+                m.d.sync += [addresses.load.eq(0), sending.eq(1)]
+                m.next = "SEND"
             with m.State("SEND"):
                 m.d.comb += [
                     self.busy.eq(1),

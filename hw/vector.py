@@ -14,6 +14,7 @@ from .config import CoreConfig
 from .descriptor import VECTOR
 from .interfaces import ReadClient, WriteClient
 from .lanes import DRAWING, TARGET_BITS, Lanes, roundings, target_bits
+from .local_reset import local_reset
 from .loss import NitiLoss
 from .microprogram import RANGES
 from .pool import MaxPool
@@ -137,16 +138,18 @@ class VectorEngine(wiring.Component):
         lanes_count = self.config.lanes
         command = self.vector.payload
 
-        m.submodules.scalar = scalar = ScalarUnit(self.config)
-        m.submodules.lanes = lanes = Lanes(self.config)
-        m.submodules.pool = pool = MaxPool(lanes_count, self.config.parts)
-        m.submodules.wide = wide = WideLanes(self.config)
+        scalar = ScalarUnit(self.config)
+        m.submodules.scalar = local_reset(m, "scalar", scalar)
+        lanes, pool = Lanes(self.config), MaxPool(lanes_count, self.config.parts)
+        wide = WideLanes(self.config)
+        m.submodules.lanes, m.submodules.pool = local_reset(m, "lanes", lanes), local_reset(m, "pool", pool)
+        m.submodules.wide = local_reset(m, "wide", wide)
         readers = [VectorReader(self.config) for _ in range(3)]
         writers = [VectorWriter(self.config) for _ in range(2)]
         for k, reader in enumerate(readers):
-            m.submodules[f"reader{k}"] = reader
+            m.submodules[f"reader{k}"] = local_reset(m, f"reader{k}", reader)
         for k, writer in enumerate(writers):
-            m.submodules[f"writer{k}"] = writer
+            m.submodules[f"writer{k}"] = local_reset(m, f"writer{k}", writer)
 
         is_function = {function: Signal(name=f"is_{function.name.lower()}") for function in Function}
         # From registers, since half the engine hangs on them: they are right from the cycle after a command's coming.
@@ -159,7 +162,8 @@ class VectorEngine(wiring.Component):
         losses = []
         for function, name, unit in ((Function.NITI_LOSS, "loss", NitiLoss), (Function.SOFTMAX, "softmax", Softmax)):
             if function in functions:
-                m.submodules[name] = loss = unit(self.config)
+                loss = unit(self.config)
+                m.submodules[name] = local_reset(m, name, loss)
                 losses.append((is_function[function], loss))
         is_loss, in_lanes, draws, pool_first, pool_last = Signal(), Signal(), Signal(), Signal(), Signal()
         stages = [function for function in functions

@@ -107,9 +107,11 @@ class WeightRing(wiring.Component):
             requesting.eq(request.valid & request.ready),
             wanted.forward.eq(command.mode == Mode.FORWARD),
             wanted.part.eq(item.payload.address[narrow_bits:vector_bits]),
-            records.w_data.eq(wanted),
-            records.w_en.eq(requesting & item.payload.ends),
         ]
+        # A tile's record follows its last request by a cycle, and is there before the lines are.
+        recording, recorded = Signal(), Signal(record_layout, reset_less=True)
+        m.d.sync += [recording.eq(requesting & item.payload.ends), recorded.eq(wanted)]
+        m.d.comb += [records.w_data.eq(recorded), records.w_en.eq(recording)]
         with m.FSM() as fsm:
             with m.State("IDLE"):
                 with m.If(self.command.valid):
@@ -139,7 +141,7 @@ class WeightRing(wiring.Component):
         start = Signal()
         row = Signal(range(config.vector))
         m.d.comb += [
-            fetching.eq(records.r_rdy | fsm.ongoing("REQUEST")),
+            fetching.eq(records.r_rdy | recording | fsm.ongoing("REQUEST")),
             start.eq(free & self.enable & complete),
             records.r_en.eq(start),
             row.eq(left - 1), read.addr.eq(freed + row[row_bits:]), read.en.eq(left != 0),

@@ -94,10 +94,9 @@ class WritePort(wiring.Component):
             self.error_client.eq(errors.client), self.quiet.eq(Cat(client.idle for client in self.clients).all()),
         ]
         m.d.sync += calm.eq(self.quiet & halted)
-        with m.If(self.reset | outside.any() | failed):
-            m.d.sync += halted.eq(1)
-        with m.Elif(calm & ~errors.found):
-            m.d.sync += halted.eq(0)
+        halts = Signal()         # from the next cycle on
+        m.d.comb += halts.eq(self.reset | outside.any() | failed | (halted & ~(calm & ~errors.found)))
+        m.d.sync += halted.eq(halts)
 
         bursts, buffers = [], []
         for i, client in enumerate(self.clients):
@@ -118,21 +117,21 @@ class WritePort(wiring.Component):
             pending = Signal(range(OUTSTANDING_LINES + BUFFER_LINES + BURST_LINES), name=f"pending{i}")
             leaves, kept = Signal(name=f"leaves{i}"), Signal(name=f"kept{i}")
             # There is room, in both queues, for the line that comes now and for one that came in the cycle before.
-            open_ = Signal(name=f"open{i}")
-            m.d.sync += open_.eq((offered.level <= 2) & (buffer.level <= BUFFER_LINES - 2))
+            roomy, open_ = Signal(name=f"roomy{i}"), Signal(name=f"open{i}")
+            room = (offered.level <= 2) & (buffer.level <= BUFFER_LINES - 2)
+            m.d.sync += [roomy.eq(room), open_.eq(room & ~halts)]
             m.d.comb += [
                 # A line outside the window stays until the error it is has halted the port.
                 leaves.eq(coalescer.line.ready & inside), kept.eq(held & leaves),
-                client.line.ready.eq(open_ & ~halted),
-                offered.input.valid.eq(client.line.valid & open_ & ~halted),
-                buffer.input.valid.eq(client.line.valid & open_ & ~halted),
+                client.line.ready.eq(open_),
+                offered.input.valid.eq(client.line.valid & open_), buffer.input.valid.eq(client.line.valid & open_),
                 offered.input.payload.eq(client.line.payload.address), offered.output.ready.eq(~held | leaves),
                 buffer.input.payload.data.eq(client.line.payload.data),
                 buffer.input.payload.strobe.eq(client.line.payload.strobe),
                 buffer.clear.eq(calm & halted),          # of the data of lines that were dropped
                 window.lines[i].eq(offered.output.payload),
                 # A full buffer empties by itself: it holds more than the burst that is being collected.
-                coalescer.hold.eq(~open_),
+                coalescer.hold.eq(~roomy),
                 coalescer.line.valid.eq(held & inside), coalescer.line.payload.eq(taken),
                 outside[i].eq(held & ~inside), errors.sources[i].valid.eq(outside[i] & ~halted),
                 errors.sources[i].report.code.eq(ErrorCode.WRITE_OUTSIDE_WINDOW),
