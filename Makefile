@@ -27,6 +27,8 @@ setup: $(BASE) ## only the environment: .venv, locked packages, Verilator
 cosim: $(BASE) ## train a real network on the simulated core, every tensor checked bit for bit
 	$(PY) -m sim train --method niti --model mlp --data digits --batch 32 --epochs 10 --core $(CORE) --out $(OUT)/cosim
 
+# The tests simulate few cycles of many cores.
+test: export INTRAIN_BUILD = quick
 test: $(BASE) $(GPU) ## all tests
 	$(PY) -m ruff check .
 	$(PY) -m pytest -q -n auto --dist worksteal

@@ -29,6 +29,7 @@ OLDEST = (5, 36)
 JOBS = 2
 NEEDED_BYTES = 300 << 20
 KEEP_SECONDS = 30 * 24 * 3600
+LIGHT = {"OPT_FAST": "-O1", "OPT_SLOW": "-O0", "OPT_GLOBAL": "-O1"}
 
 FLAVOURS = {
     "fast": "cocotb, no waveforms, no assertions, optimised for this processor",
@@ -427,7 +428,7 @@ def _flags(top, flavour, threads):
             "--x-initial",
             "unique",
         ]
-        optimise = {"OPT_FAST": "-O1", "OPT_SLOW": "-O0", "OPT_GLOBAL": "-O1"}
+        optimise = LIGHT
     else:
         flags += ["--noassert", "--x-assign", "fast", "--x-initial", "fast"]
         optimise = {
@@ -435,6 +436,11 @@ def _flags(top, flavour, threads):
             "OPT_SLOW": "-O1 -march=native",
             "OPT_GLOBAL": "-O2 -march=native",
         }
+    wish = os.environ.get("INTRAIN_BUILD", "")
+    if wish not in ("", "quick"):
+        raise BuildError(f"INTRAIN_BUILD is {wish!r}: set it to 'quick', which compiles faster, or leave it out")
+    if wish:
+        optimise = LIGHT
     if flavour == "bare":
         flags += ["-CFLAGS", "-DINTRAIN_BARE"]
     else:

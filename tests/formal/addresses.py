@@ -256,7 +256,7 @@ def _proof(name, design, *faults, depth=DEPTH):
 
 PROOFS = [
     _proof("address_stream/addresses", StreamAddresses,
-           ("hw/address_stream.py", "nest.step.eq(running & into.ready)", "nest.step.eq(running)"),
+           ("hw/address_stream.py", "nest.step.eq(into.ready)", "nest.step.eq(running)"),
            ("hw/address_stream.py", "m.If(nest.step & nest.last)", "m.If(nest.last)"),
            ("hw/address_stream.py", "nest.begin.eq(self.load)", "nest.begin.eq(self.load & ~into.ready)")),
     _proof("vector_reader/addresses", ReaderAddresses,
@@ -269,7 +269,7 @@ PROOFS = [
            ("hw/vector_writer.py", "stride.eq(lanes << self.width)",
             "stride.eq(2 * lanes << self.width)"), depth=DEPTH_IN_PARTS),
     _proof("operand_buffer/addresses", LoadAddresses,
-           ("hw/operand_buffer.py", "m.If(~item.valid & (outstanding == 0)", "m.If((outstanding == 0)"),
+           ("hw/operand_buffer.py", "m.If(~begin & ~item.valid &", "m.If(~begin &"),
            ("hw/operand_buffer.py", "addresses.stride[1].eq(load.run_stride)",
             "addresses.stride[1].eq(load.tile_stride)")),
     _proof("weight_ring/addresses", WeightAddresses,

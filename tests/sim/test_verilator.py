@@ -103,6 +103,17 @@ def test_a_killed_build_does_not_poison_the_cache(cache):
     assert not list(cache.glob("*.building.*"))
 
 
+def test_quick_builds_are_builds_of_their_own(cache, monkeypatch):
+    monkeypatch.delenv("INTRAIN_BUILD", raising=False)
+    optimised = verilator.build(tiny(), flavour="bare")
+    monkeypatch.setenv("INTRAIN_BUILD", "quick")
+    quick = verilator.build(tiny(), flavour="bare")
+    assert not quick.cached and quick.folder != optimised.folder
+    monkeypatch.setenv("INTRAIN_BUILD", "fast")
+    with pytest.raises(verilator.BuildError, match="INTRAIN_BUILD is 'fast': set it to 'quick'"):
+        verilator.build(tiny(), flavour="bare")
+
+
 def test_a_half_copied_entry_is_rebuilt(cache):
     build = verilator.build(tiny(), flavour="bare")
     build.executable.unlink()
