@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from amaranth.hdl import Cat, Const, Module, Mux, ResetInserter, Signal
+from amaranth.hdl import Cat, Const, Module, Mux, ResetInserter, ResetSignal, Signal
 from amaranth.lib import data, wiring
 from amaranth.lib.wiring import In, Out
 
@@ -12,6 +12,7 @@ from .config import CoreConfig
 from .errors import CLIENT_BITS, ERROR_BITS, ErrorCode, ErrorLatch
 from .fifo import Fifo
 from .interfaces import ADDRESS_BITS, ReadClient, line_address_bits
+from .local_reset import local_reset
 from .round_robin import RoundRobin
 from .skid_buffer import SkidBuffer
 from .window import Window
@@ -93,8 +94,9 @@ class ReadPort(wiring.Component):
             self.error_client.eq(errors.client),
         ]
         m.d.sync += calm.eq(self.quiet & halted)
-        halts = Signal()         # from the next cycle on
-        m.d.comb += halts.eq(self.reset | outside.any() | failed | (halted & ~(calm & ~errors.found)))
+        stays = halted & ~(calm & ~errors.found)
+        halts, stops = Signal(), Signal()       # from the next cycle on: halted; its queues are empty
+        m.d.comb += [halts.eq(self.reset | outside.any() | failed | stays), stops.eq(halts | ResetSignal())]
         m.d.sync += halted.eq(halts)
 
         # The line that arrived last, in one cycle, and whose it is.
@@ -102,24 +104,26 @@ class ReadPort(wiring.Component):
         bursts, nothing_queued = [], []
         for i, (client, depth) in enumerate(zip(self.clients, self.depths, strict=True)):
             coalescer = Coalescer(self.config, READ_PATIENCE)
-            m.submodules[f"coalescer{i}"] = ResetInserter(halted)(coalescer)
+            m.submodules[f"coalescer{i}"] = local_reset(m, f"coalescer{i}", coalescer, stops)
             # Its ready is a register: the way back from the arbiter ends here.
-            m.submodules[f"burst{i}"] = burst = ResetInserter(halted)(SkidBuffer(burst_layout(self.config)))
+            burst = SkidBuffer(burst_layout(self.config))
+            m.submodules[f"burst{i}"] = local_reset(m, f"burst{i}", burst, stops)
             wiring.connect(m, coalescer.burst, burst.input)
             bursts.append(burst.output)
             # Requests come into registers, whose ready is one too, and rest in another while they are compared with the
             # window.
-            m.submodules[f"request{i}"] = offered = ResetInserter(halted)(
-                Fifo(client.request.payload.shape(), 2, fall_through=True))
+            offered = Fifo(client.request.payload.shape(), 2, fall_through=True)
+            m.submodules[f"request{i}"] = local_reset(m, f"request{i}", offered, stops)
             asked, inside = Signal(name=f"asked{i}"), Signal(name=f"inside{i}")
             line_asked = Signal(line_layout(self.config), name=f"line{i}")
             after = Signal(address_bits, name=f"after{i}")
             is_outside = Signal(name=f"is_outside{i}")       # of the cycle before
             m.d.sync += is_outside.eq(outside[i] & ~halted & ~self.clear)
             nothing_queued.append(~offered.output.valid & ~asked & coalescer.empty & ~burst.output.valid)
-            # Not halted, in a register for each client, because its way to `ready` is long.
-            admits = Signal(name=f"admits{i}", init=1, attrs={"keep": 1})
-            m.d.sync += admits.eq(~halts)
+            # Not halted, in a register for each client, because its way to `ready` is long. After a failure, which is
+            # late, it falls a cycle later: a request that is taken then is lost with those before it.
+            admits = Signal(name=f"admits{i}", attrs={"keep": 1})
+            m.d.sync += admits.eq(~(self.reset | outside.any() | stays))
             reserved, may_request = Signal(range(depth + 1), name=f"reserved{i}"), Signal(init=1, name=f"room{i}")
             leaves, accepted = Signal(name=f"leaves{i}"), Signal(name=f"accepted{i}")
             m.d.comb += [
@@ -148,8 +152,9 @@ class ReadPort(wiring.Component):
             if depth == 0:
                 m.d.comb += [client.response.valid.eq(delivered[i] & ~halted), client.response.payload.eq(line)]
                 continue
-            m.submodules[f"responses{i}"] = responses = Fifo(self.config.line_bits, depth)
-            m.d.comb += [responses.clear.eq(halted), responses.input.valid.eq(delivered[i] & ~halted),
+            responses = Fifo(self.config.line_bits, depth)
+            m.submodules[f"responses{i}"] = local_reset(m, f"responses{i}", responses, stops)
+            m.d.comb += [responses.input.valid.eq(delivered[i] & ~halted),
                          responses.input.payload.eq(line)]
             wiring.connect(m, responses.output, wiring.flipped(client.response))
             taken = client.response.valid & client.response.ready

@@ -66,16 +66,18 @@ class DescriptorRegister(wiring.Component):
         # A word comes into a register beside those of the descriptor, and from there to its place.
         staged = data.StructLayout({"word": descriptor_word, "address": ADDRESS_BITS})
         came, stage = Signal(), Signal(staged, reset_less=True)
+        place = Signal(count)                    # the word in it is the k-th
         full, accept = Signal(), Signal()        # no word may come; one does
         m.d.comb += [self.words.ready.eq(~full), accept.eq(self.words.valid & ~full),
                      self.arriving.eq(came & stage.word.last & stage.word.legal)]
-        m.d.sync += [came.eq(accept), stage.word.eq(self.words.p), stage.address.eq(self.address)]
+        m.d.sync += [came.eq(accept), stage.word.eq(self.words.p), stage.address.eq(self.address),
+                     place.eq(Cat(accept & (self.words.p.index == k) for k in range(count)))]
+        for k, word in enumerate(words):
+            with m.If(place[k]):
+                m.d.sync += word.eq(stage.word.word)
         with m.If(accept & self.words.p.last):
             m.d.sync += full.eq(self.words.p.legal)
         with m.If(came):
-            for k, word in enumerate(words):
-                with m.If(stage.word.index == k):
-                    m.d.sync += word.eq(stage.word.word)
             with m.If(stage.word.last):
                 m.d.sync += [self.valid.eq(stage.word.legal), self.held_address.eq(stage.address)]
         with m.If(self.release):

@@ -94,9 +94,8 @@ class WritePort(wiring.Component):
             self.error_client.eq(errors.client), self.quiet.eq(Cat(client.idle for client in self.clients).all()),
         ]
         m.d.sync += calm.eq(self.quiet & halted)
-        halts = Signal()         # from the next cycle on
-        m.d.comb += halts.eq(self.reset | outside.any() | failed | (halted & ~(calm & ~errors.found)))
-        m.d.sync += halted.eq(halts)
+        stays = halted & ~(calm & ~errors.found)
+        m.d.sync += halted.eq(self.reset | outside.any() | failed | stays)
 
         bursts, buffers = [], []
         for i, client in enumerate(self.clients):
@@ -117,9 +116,10 @@ class WritePort(wiring.Component):
             pending = Signal(range(OUTSTANDING_LINES + BUFFER_LINES + BURST_LINES), name=f"pending{i}")
             leaves, kept = Signal(name=f"leaves{i}"), Signal(name=f"kept{i}")
             # There is room, in both queues, for the line that comes now and for one that came in the cycle before.
+            # It falls a cycle after a failure, which is late.
             roomy, open_ = Signal(name=f"roomy{i}"), Signal(name=f"open{i}")
             room = (offered.level <= 2) & (buffer.level <= BUFFER_LINES - 2)
-            m.d.sync += [roomy.eq(room), open_.eq(room & ~halts)]
+            m.d.sync += [roomy.eq(room), open_.eq(room & ~(self.reset | outside.any() | stays))]
             m.d.comb += [
                 # A line outside the window stays until the error it is has halted the port.
                 leaves.eq(coalescer.line.ready & inside), kept.eq(held & leaves),
