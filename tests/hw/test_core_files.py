@@ -124,14 +124,14 @@ def test_half_the_lanes_make_lines_half_as_long(tmp_path):
 
 
 def test_no_handshake_before_reset_is_over():
-    """A one-cycle rst is seen a cycle later and for two cycles; in these every port's valid and ready are low."""
+    """A one-cycle rst is seen a cycle later and for three cycles; in these every port's valid and ready are low."""
     top = Top(PRESETS["tiny"])
     handshakes = [getattr(top, name) for name, member in top.core.signature.members.items()
                   if member.flow == Out and name.endswith(("valid", "ready"))]
     seen = []
 
     async def watch(context):
-        for rst in (0, 0, 0, 1, 0, 0):
+        for rst in (0, 0, 0, 0, 1, 0, 0, 0):
             context.set(top.rst, rst)
             for clk in (0, 1):
                 context.set(top.clk, clk)
@@ -141,6 +141,6 @@ def test_no_handshake_before_reset_is_over():
     simulator = Simulator(top)
     simulator.add_testbench(watch)
     simulator.run()
-    # After each edge: power-up reset, running, running, rst at the edge, the second cycle of reset, running.
-    assert [ready for _, ready in seen] == [0, 1, 1, 0, 0, 1]
+    # After each edge: power-up reset (two), running, running, rst at the edge, two more cycles of reset, running.
+    assert [ready for _, ready in seen] == [0, 0, 1, 1, 0, 0, 0, 1]
     assert not any(some for some, ready in seen if not ready)
