@@ -156,7 +156,7 @@ class Core(wiring.Component):
         reads, writes = ReadPort(config, list(READERS.values())), WritePort(config, len(WRITERS))
         errors, counters = ErrorLatch(6), Counters(COUNTERS)
         m.submodules.registers = registers
-        restart = engine_reset | ResetSignal()
+        restart = engine_reset | ResetSignal(allow_reset_less=True)
         m.submodules.sequencer = local_reset(m, "sequencer", sequencer, restart)
         m.submodules.product_engine = local_reset(m, "product", product, restart)
         m.submodules.vector_engine = local_reset(m, "vector", vector, restart)

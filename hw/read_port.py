@@ -96,7 +96,8 @@ class ReadPort(wiring.Component):
         m.d.sync += calm.eq(self.quiet & halted)
         stays = halted & ~(calm & ~errors.found)
         halts, stops = Signal(), Signal()       # from the next cycle on: halted; its queues are empty
-        m.d.comb += [halts.eq(self.reset | outside.any() | failed | stays), stops.eq(halts | ResetSignal())]
+        m.d.comb += [halts.eq(self.reset | outside.any() | failed | stays),
+                     stops.eq(halts | ResetSignal(allow_reset_less=True))]
         m.d.sync += halted.eq(halts)
 
         # The line that arrived last, in one cycle, and whose it is.
