@@ -138,18 +138,14 @@ class VectorEngine(wiring.Component):
         lanes_count = self.config.lanes
         command = self.vector.payload
 
-        scalar = ScalarUnit(self.config)
-        m.submodules.scalar = local_reset(m, "scalar", scalar)
-        lanes, pool = Lanes(self.config), MaxPool(lanes_count, self.config.parts)
-        wide = WideLanes(self.config)
-        m.submodules.lanes, m.submodules.pool = local_reset(m, "lanes", lanes), local_reset(m, "pool", pool)
-        m.submodules.wide = local_reset(m, "wide", wide)
+        scalar, lanes, wide = ScalarUnit(self.config), Lanes(self.config), WideLanes(self.config)
+        pool = MaxPool(lanes_count, self.config.parts)
         readers = [VectorReader(self.config) for _ in range(3)]
         writers = [VectorWriter(self.config) for _ in range(2)]
-        for k, reader in enumerate(readers):
-            m.submodules[f"reader{k}"] = local_reset(m, f"reader{k}", reader)
-        for k, writer in enumerate(writers):
-            m.submodules[f"writer{k}"] = local_reset(m, f"writer{k}", writer)
+        for name, unit in (("scalar", scalar), ("lanes", lanes), ("pool", pool), ("wide", wide),
+                           *((f"reader{k}", reader) for k, reader in enumerate(readers)),
+                           *((f"writer{k}", writer) for k, writer in enumerate(writers))):
+            m.submodules[name] = local_reset(m, name, unit)
 
         is_function = {function: Signal(name=f"is_{function.name.lower()}") for function in Function}
         # From registers, since half the engine hangs on them: they are right from the cycle after a command's coming.

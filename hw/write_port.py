@@ -115,8 +115,8 @@ class WritePort(wiring.Component):
             after = Signal(address_bits, name=f"after{i}")
             pending = Signal(range(OUTSTANDING_LINES + BUFFER_LINES + BURST_LINES), name=f"pending{i}")
             leaves, kept = Signal(name=f"leaves{i}"), Signal(name=f"kept{i}")
-            # There is room, in both queues, for the line that comes now and for one that came in the cycle before.
-            # It falls a cycle after a failure, which is late.
+            # There is room, in both queues, for the line that comes now and for one that came in the cycle before;
+            # and the port is not halted. After a failure, which is late, that falls a cycle later.
             roomy, open_ = Signal(name=f"roomy{i}"), Signal(name=f"open{i}")
             room = (offered.level <= 2) & (buffer.level <= BUFFER_LINES - 2)
             m.d.sync += [roomy.eq(room), open_.eq(room & ~(self.reset | outside.any() | stays))]

@@ -29,6 +29,7 @@ OLDEST = (5, 36)
 JOBS = 2
 NEEDED_BYTES = 300 << 20
 KEEP_SECONDS = 30 * 24 * 3600
+# For builds that run few cycles: most of a core's compile time is optimisation.
 LIGHT = {"OPT_FAST": "-O1", "OPT_SLOW": "-O0", "OPT_GLOBAL": "-O1"}
 
 FLAVOURS = {

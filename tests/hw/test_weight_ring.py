@@ -175,6 +175,25 @@ def test_prefetch_fills_the_ring_across_commands(lanes):
     simulate(dut, array, background=[put, memory.reader(dut.memory)])
 
 
+def test_busy_until_the_tile_is_ready():
+    config = _config(4, 4)
+    dut = WeightRing(config)
+    memory = Memory(config, SIZE)
+    busy = []
+
+    async def put(ctx):
+        await stream_put(ctx, dut.command, [_fields(Mode.FORWARD, [1, 1, 1, 1], 0, [0, 0, 0, 32])])
+
+    async def array(ctx):
+        ctx.set(dut.enable, 1)
+        while not ctx.get(dut.ready):
+            busy.append(ctx.get(dut.busy))
+            await ctx.tick()
+        assert all(busy[busy.index(1):]), busy
+
+    simulate(dut, array, background=[put, memory.reader(dut.memory, latency=15)])
+
+
 def test_gradient_is_taken_at_once():
     config = _config(4, 4)
     dut = WeightRing(config)
