@@ -220,16 +220,11 @@ class Core(wiring.Component):
         )
         for source, (valid, code, address, _) in zip(errors.sources, reports, strict=True):
             m.d.comb += [source.valid.eq(valid), source.report.code.eq(code), source.report.address.eq(address)]
-        # Reports come from all over the core: of the cycle before, and the chosen one of that before it.
-        told, found, fresh = Signal(len(reports)), Signal(), Signal()
-        where = Signal.like(descriptor, reset_less=True)
-        m.d.sync += [told.eq(Cat(valid for valid, *_ in reports)), found.eq(errors.found),
-                     fresh.eq(told.any() & ~found)]
-        for k, (*_, origin) in reversed(list(enumerate(reports))):
-            told_origin = Signal.like(descriptor, name=f"told_origin{k}", reset_less=True)
-            m.d.sync += told_origin.eq(origin)
-            with m.If(told[k]):
-                m.d.sync += where.eq(told_origin)
+        fresh, where = Signal(), Signal.like(descriptor)         # of the cycle before
+        m.d.sync += fresh.eq(Cat(valid for valid, *_ in reports).any() & ~errors.found)
+        for valid, *_, origin in reversed(reports):
+            with m.If(valid):
+                m.d.sync += where.eq(origin)
         with m.If(fresh):
             m.d.sync += descriptor.eq(where)
         m.d.comb += [

@@ -77,12 +77,13 @@ class OperandBuffer(wiring.Component):
         write, read = ram.write_port(), ram.read_port()
 
         item = addresses.item
-        begin = Signal()         # first cycle of LOAD: a register, because what decides comes late
+        # The loops start by what decides; the rest, which has more readers, by a register: the first cycle of LOAD.
+        starts, begin = Signal(), Signal()
         folds = Signal()         # load.fold for what works on lines; it is right from the load's first cycle
         plain = Signal(init=1)   # its complement, so that not every bit of a line hangs on its net
         m.d.sync += [folds.eq(load.fold), plain.eq(~load.fold)]
         m.d.comb += [
-            addresses.load.eq(begin), fold.start.eq(begin & load.fold),
+            addresses.load.eq(starts), fold.start.eq(begin & load.fold),
             addresses.count[0].eq(load.tiles), addresses.count[1].eq(load.runs), addresses.count[2].eq(load.lines),
             addresses.start.eq(load.address), addresses.stride[0].eq(load.tile_stride),
             addresses.stride[1].eq(load.run_stride), addresses.stride[2].eq(config.line_bytes),
@@ -98,7 +99,7 @@ class OperandBuffer(wiring.Component):
         current = Signal(init=1)
         target = Signal()
         bank_free = Signal(init=1)                           # true a cycle late, false before the next load
-        m.d.sync += [begin.eq(0), lead.eq(Mux(begin ^ self.advance, Mux(begin, lead + 1, lead - 1), lead)),
+        m.d.sync += [begin.eq(starts), lead.eq(Mux(begin ^ self.advance, Mux(begin, lead + 1, lead - 1), lead)),
                      bank_free.eq((lead <= fresh) & ~begin)]
         with m.If(self.advance):
             m.d.sync += [current.eq(~current), fresh.eq(0)]
@@ -132,7 +133,7 @@ class OperandBuffer(wiring.Component):
                 with m.If(self.command.valid & ~load.enable):
                     m.d.comb += self.command.ready.eq(1)
                 with m.Elif(self.command.valid & bank_free & (fold.granted | ~load.fold)):
-                    m.d.sync += begin.eq(1)
+                    m.d.comb += starts.eq(1)
                     m.next = "LOAD"
                 with m.Else():
                     m.d.comb += self.stalled_out.eq(self.command.valid)
