@@ -221,8 +221,8 @@ class Core(wiring.Component):
         for source, (valid, code, address, _) in zip(errors.sources, reports, strict=True):
             m.d.comb += [source.valid.eq(valid), source.report.code.eq(code), source.report.address.eq(address)]
         fresh, where = Signal(), Signal.like(descriptor)         # of the cycle before
-        m.d.sync += fresh.eq(Cat(valid for valid, *_ in reports).any() & ~errors.found)
-        for valid, *_, origin in reversed(reports):
+        m.d.sync += [fresh.eq(Cat(valid for valid, *_ in reports).any() & ~errors.found), where.eq(reports[-1][-1])]
+        for valid, *_, origin in reversed(reports[:-1]):
             with m.If(valid):
                 m.d.sync += where.eq(origin)
         with m.If(fresh):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import enum
 
-from amaranth.hdl import Cat, Module, Mux, Signal
+from amaranth.hdl import Cat, Module, Mux, ResetInserter, Signal
 from amaranth.lib import data, stream, wiring
 from amaranth.lib.wiring import In, Out
 
@@ -12,6 +12,7 @@ from .accumulator import REUSE
 from .config import CoreConfig
 from .descriptor import FEED, Mode
 from .loop_nest import LoopNest
+from .skid_buffer import SkidBuffer
 
 __all__ = ["Feeder", "Activity", "feed_command", "result_control", "FEED_LATENCY"]
 
@@ -119,37 +120,48 @@ class Feeder(wiring.Component):
         gradient = Signal()                  # its mode is GRADIENT
         m.d.comb += self.mode.eq(mode)
 
-        # The vector to be issued; the loops stand at the one after it. A tap outside the image reads as zero.
+        # What the loops say of a vector; they run ahead of it, so that whether it is fed, which is late, reaches no
+        # register of theirs. A tap outside the image reads as zero.
+        entry_shape = loops.value_entry.shape()
+        facts = data.StructLayout({"a": 16, "b": 16, "inside": 1, "tile_start": 1, "tile_end": 1, "last": 1,
+                                   "last_tile": 1, "entry": entry_shape, "init": 1, "final": 1})
+        # No block: the loops are loaded until one comes and begins. For two cycles at least, because the command of a
+        # block comes two cycles after that before it: the loops take steps too many at the end of a block.
+        idle, begin = Signal(init=1), Signal()
+        m.submodules.ahead = ahead = ResetInserter(idle)(SkidBuffer(facts))
+        into, following = ahead.input.payload, ahead.output.payload
+        m.d.comb += [
+            loops.load.eq(idle), loops.begin.eq(begin), loops.step.eq(ahead.input.ready), ahead.input.valid.eq(1),
+            into.a.eq(loops.value_a), into.b.eq(loops.value_b), into.entry.eq(loops.value_entry),
+            into.inside.eq((loops.value_row < feed.rows) & (loops.value_column < feed.columns)),
+            into.tile_start.eq(loops.at_first[4:7].all()), into.tile_end.eq(loops.at_last[4:7].all()),
+            into.last.eq(loops.last), into.last_tile.eq(loops.at_last[:4].all()),
+            into.init.eq(feed.first & (loops.at_first[:4] | ~feed.reduce).all()),
+            into.final.eq(feed.last & (loops.at_last[:4] | ~feed.reduce).all()),
+        ]
+
+        # The vector to be issued, one before `following`.
         now = Signal(data.StructLayout({
             "valid": 1, "need_a": 1, "need_b": 1, "tile_start": 1, "tile_end": 1, "last": 1, "last_tile": 1,
-            "takes_weights": 1, "closes": 1, "takes_room": 1, "entry": config.accumulator_entries.bit_length() - 1,
-            "init": 1, "final": 1}))
+            "takes_weights": 1, "closes": 1, "takes_room": 1, "entry": entry_shape, "init": 1, "final": 1}))
         first, fire, step = Signal(), Signal(), Signal()      # first: none was loaded yet
         go = Signal()                        # first, or all but the operands lets the vector be issued
-        # No block: the loops are loaded until one comes and begins. For two cycles at least, because the command of a
-        # block comes two cycles after that before it: the loops take a step too many at the end of a block.
-        idle, begin = Signal(init=1), Signal()
         operands = self.a_available & self.b_available
-        inside, tile_start = Signal(), Signal()
-        reduction_first = (loops.at_first[:4] | ~feed.reduce).all()
-        final = feed.last & (loops.at_last[:4] | ~feed.reduce).all()
         m.d.comb += [
-            step.eq(go & operands),
-            inside.eq((loops.value_row < feed.rows) & (loops.value_column < feed.columns)),
-            tile_start.eq(loops.at_first[4:7].all()),
-            loops.load.eq(idle), loops.begin.eq(begin), loops.step.eq(step),
-            self.a_address.eq(loops.value_a), self.b_address.eq(loops.value_b),
+            step.eq(go & operands), ahead.output.ready.eq(step),
+            self.a_address.eq(following.a), self.b_address.eq(following.b),
             self.a_load.eq(step), self.b_load.eq(step),
-            self.a_wanted.eq(gradient | inside), self.b_wanted.eq(gradient & inside),
+            self.a_wanted.eq(gradient | following.inside), self.b_wanted.eq(gradient & following.inside),
         ]
         with m.If(step):
             m.d.sync += [
                 first.eq(0), now.valid.eq(first | ~now.last),
                 now.need_a.eq(self.a_wanted), now.need_b.eq(self.b_wanted),
-                now.tile_start.eq(tile_start), now.tile_end.eq(loops.at_last[4:7].all()), now.last.eq(loops.last),
-                now.last_tile.eq(loops.at_last[:4].all()), now.takes_weights.eq(tile_start & ~gradient),
-                now.closes.eq(tile_start & gradient), now.takes_room.eq(final & ~gradient),
-                now.entry.eq(loops.value_entry), now.init.eq(feed.first & reduction_first), now.final.eq(final),
+                now.tile_start.eq(following.tile_start), now.tile_end.eq(following.tile_end),
+                now.last.eq(following.last), now.last_tile.eq(following.last_tile),
+                now.takes_weights.eq(following.tile_start & ~gradient), now.closes.eq(following.tile_start & gradient),
+                now.takes_room.eq(following.final & ~gradient), now.entry.eq(following.entry),
+                now.init.eq(following.init), now.final.eq(following.final),
             ]
         # Weight-stationary: an accumulator entry may be used again REUSE cycles later. Tiles of that many pixels or
         # more keep to it by themselves; a shorter one whose last pixels waited for an operand holds the next tile.
@@ -181,7 +193,8 @@ class Feeder(wiring.Component):
 
         clear_now, clear_next = Signal(), Signal()
         m.d.comb += [clear_now.eq(may_go(now.closes, now.takes_weights, now.takes_room) & now.valid),
-                     clear_next.eq(may_go(tile_start & gradient, tile_start & ~gradient, final & ~gradient)
+                     clear_next.eq(may_go(following.tile_start & gradient, following.tile_start & ~gradient,
+                                          following.final & ~gradient)
                                    & (first | ~now.last))]
         m.d.sync += [close_ok.eq(may_close), clear.eq(Mux(step, clear_next, clear_now)),
                      go.eq(Mux(step, clear_next, clear_now | first)),

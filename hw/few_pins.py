@@ -57,7 +57,8 @@ def few_pins(netlist: dict) -> int:
         pins_in.append(new_net())
         before_bit = pins_in[-1]
         for bit in chain:
-            before_bit = register(before_bit, bit)
+            before_bit = register(before_bit)
+            register(before_bit, bit)       # of its own, so that it stands where the design reads it
     for group in of_direction("output"):
         held, parity = [register(bit) for bit in group], new_net()
         add("LUT4", {"INIT": f"{PARITY:016b}"}, dict(zip("ABCD", [*held, *"000"][:4], strict=True)),

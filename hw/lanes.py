@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from amaranth.hdl import Cat, Module, Mux, Signal, signed
+from amaranth.hdl import Cat, Module, Mux, ResetInserter, Signal, signed
 from amaranth.lib import data, stream, wiring
 from amaranth.lib.wiring import In, Out, connect
 
@@ -276,6 +276,9 @@ class Lanes(wiring.Component):
         settings, lanes_count = self.settings, self.config.lanes
         m.submodules.random = random = RandomWords(lanes_count)
         m.submodules.random_nest = random_nest = self._nest(m, {"product": 32})
+        # The loops run ahead by one, so that whether a word is asked for, which is late, reaches no register of theirs.
+        place = data.StructLayout({"product": 32, "last": 1})
+        m.submodules.random_ahead = ahead = ResetInserter(load)(SkidBuffer(place))
         drawing = Signal()           # words remain to be asked for
         m.submodules.drawn = queue = Fifo(random.words.shape(), QUEUE)
         # Whether a vector enters is late, so the queue does not look at it.
@@ -286,20 +289,22 @@ class Lanes(wiring.Component):
         m.d.comb += [
             random.seed.eq(self.seed), random.step.eq(self.step), random.stream.eq(self.stream),
             random.load.eq(self.start & settings.draw),
-            random.product.eq(random_nest.value_product), random.i_valid.eq(drawing & random.ready & words_room),
+            random.product.eq(ahead.output.payload.product), random.i_valid.eq(drawing & random.ready & words_room),
             queue.input.valid.eq(random.o_valid), queue.input.payload.eq(random.words),
             words.ready.eq((self.x.valid & self.x.ready & settings.draw) | self.words.ready),
             taken.eq(queue.output.valid & queue.output.ready),
             self.words.valid.eq(words.valid), self.words.payload.eq(words.payload),
             random_nest.load.eq(load), random_nest.begin.eq(begin),
             random_nest.start_product.eq(self.random_start),
-            random_nest.step.eq(random.i_valid), drawn.eq(~settings.draw | words.valid),
+            ahead.input.valid.eq(1), ahead.input.payload.product.eq(random_nest.value_product),
+            ahead.input.payload.last.eq(random_nest.last), ahead.output.ready.eq(random.i_valid),
+            random_nest.step.eq(ahead.input.ready), drawn.eq(~settings.draw | words.valid),
         ]
         m.d.comb += [*(random_nest.stride_product[k].eq(self.random_stride[k]) for k in range(5)),
                      *(stride.eq(lanes_count * INDEX_MULTIPLIER & MASK) for stride in random_nest.stride_product[5:])]
         with m.If(self.start):
             m.d.sync += drawing.eq(settings.draw)
-        with m.Elif(random_nest.step & random_nest.last):
+        with m.Elif(random.i_valid & ahead.output.payload.last):
             m.d.sync += drawing.eq(0)
         sixteen = settings.rounding == Rounding.STOCHASTIC_16.code
         for i in range(lanes_count):

@@ -10,7 +10,7 @@ from .axi import INCR, Axi4Read
 from .coalescer import BURST_LINES, Coalescer, burst_layout, line_layout
 from .config import CoreConfig
 from .errors import CLIENT_BITS, ERROR_BITS, ErrorCode, ErrorLatch
-from .fifo import Fifo
+from .fifo import SHALLOW, Fifo
 from .interfaces import ADDRESS_BITS, ReadClient, line_address_bits
 from .local_reset import local_reset
 from .round_robin import RoundRobin
@@ -95,9 +95,10 @@ class ReadPort(wiring.Component):
         ]
         m.d.sync += calm.eq(self.quiet & halted)
         stays = halted & ~(calm & ~errors.found)
-        halts, stops = Signal(), Signal()       # from the next cycle on: halted; its queues are empty
-        m.d.comb += [halts.eq(self.reset | outside.any() | failed | stays),
-                     stops.eq(halts | ResetSignal(allow_reset_less=True))]
+        # From the next cycle on: halted; its queues are empty, after a failure, which is late, a cycle later.
+        halts, stops = Signal(), Signal()
+        lasts = self.reset | outside.any() | stays
+        m.d.comb += [halts.eq(lasts | failed), stops.eq(lasts | ResetSignal(allow_reset_less=True))]
         m.d.sync += halted.eq(halts)
 
         # The line that arrived last, in one cycle, and whose it is.
@@ -124,7 +125,7 @@ class ReadPort(wiring.Component):
             # Not halted, in a register for each client, because its way to `ready` is long. After a failure, which is
             # late, it falls a cycle later: a request that is taken then is lost with those before it.
             admits = Signal(name=f"admits{i}", attrs={"keep": 1})
-            m.d.sync += admits.eq(~(self.reset | outside.any() | stays))
+            m.d.sync += admits.eq(~lasts)
             reserved, may_request = Signal(range(depth + 1), name=f"reserved{i}"), Signal(init=1, name=f"room{i}")
             leaves, accepted = Signal(name=f"leaves{i}"), Signal(name=f"accepted{i}")
             m.d.comb += [
@@ -151,12 +152,17 @@ class ReadPort(wiring.Component):
             with m.If(halted):
                 m.d.sync += asked.eq(0)
             if depth == 0:
-                m.d.comb += [client.response.valid.eq(delivered[i] & ~halted), client.response.payload.eq(line)]
+                m.d.comb += [client.response.valid.eq(delivered[i]), client.response.payload.eq(line)]
                 continue
             responses = Fifo(self.config.line_bits, depth)
             m.submodules[f"responses{i}"] = local_reset(m, f"responses{i}", responses, stops)
-            m.d.comb += [responses.input.valid.eq(delivered[i] & ~halted),
-                         responses.input.payload.eq(line)]
+            m.d.comb += [responses.input.valid.eq(delivered[i]), responses.input.payload.eq(line)]
+            if depth > SHALLOW:
+                # A client's ready comes late and would reach the memory blocks, which stand far away.
+                buffer = SkidBuffer(self.config.line_bits)
+                m.submodules[f"response{i}"] = local_reset(m, f"response{i}", buffer, stops)
+                wiring.connect(m, responses.output, buffer.input)
+                responses = buffer
             wiring.connect(m, responses.output, wiring.flipped(client.response))
             taken = client.response.valid & client.response.ready
             with m.If(halted):
@@ -208,7 +214,7 @@ class ReadPort(wiring.Component):
             errors.sources[count].report.client.eq(failed_client),
             self.quiet.eq((outstanding == 0) & ~recent & Cat(nothing_queued).all()),
         ]
-        m.d.sync += delivered.eq(Cat(line_end & (expected.output.payload.client == i) for i in range(count)))
+        m.d.sync += delivered.eq(Cat(line_end & ~halts & (expected.output.payload.client == i) for i in range(count)))
         with m.If(taken):
             m.d.sync += line.word_select(beat, 8 * self.config.beat_bytes).eq(self.axi.rdata)
             if beats > 1:

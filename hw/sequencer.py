@@ -18,6 +18,7 @@ from .descriptor import (
     offsets,
 )
 from .interfaces import ADDRESS_BITS, ReadClient, line_address_bits
+from .skid_buffer import SkidBuffer
 
 __all__ = ["FETCH_LINES", "Sequencer", "DescriptorRegister", "descriptor_word"]
 
@@ -203,24 +204,31 @@ class Sequencer(wiring.Component):
 
         # The word on its way to an engine: base registers are added to the addresses that take them. A LOOP adds its
         # increments to them in the same adder.
-        sending, incremented = Signal(descriptor_word), Signal(BASES)
+        # A buffer behind it takes it even if the engine does not, so that the hand does not look at the engines.
+        to = data.StructLayout({"product": 1, "vector": 1})
+        sending, sends, incremented = Signal(descriptor_word), Signal(to), Signal(BASES)
+        m.submodules.sent = sent = SkidBuffer(data.StructLayout({"to": to, "word": descriptor_word}))
         addend = 0
         for k in range(1, BASES):
             addend = addend | (bases[k] & hand.base[k].replicate(ADDRESS_BITS))
             with m.If(incremented[k]):
                 m.d.sync += bases[k].eq(sending.word)
         m.d.sync += incremented.eq(0)
-        moving = self.product.valid | self.vector.valid
-        # `vacant` is the complement of `moving`: what moves every bit of the word has another net than the rest.
-        vacant = Signal(init=1)
-        leaving = (self.product.valid & self.product.ready) | (self.vector.valid & self.vector.ready)
-        m.d.comb += free.eq(~moving | leaving)
+        # `vacant` is the complement of `sends`: what moves every bit of the word has another net than the rest.
+        vacant, moving = Signal(init=1), Signal()
+        m.d.comb += [
+            sent.input.valid.eq(sends.as_value().any()), sent.input.p.to.eq(sends), sent.input.p.word.eq(sending),
+            free.eq(~sent.input.valid | sent.input.ready), moving.eq(sent.output.valid),
+        ]
         with m.If(free):
-            m.d.sync += [self.product.valid.eq(0), self.vector.valid.eq(0), vacant.eq(1)]
-        with m.If(vacant | leaving):
+            m.d.sync += [sends.eq(0), vacant.eq(1)]
+        with m.If(vacant | sent.input.ready):
             m.d.sync += [sending.index.eq(hand.index), sending.word.eq(word + addend), sending.last.eq(hand.last)]
-        for port in (self.product, self.vector):
-            m.d.comb += [port.p.eq(sending), port.p.legal.eq(legal)]
+        for port, mine in ((self.product, sent.output.p.to.product), (self.vector, sent.output.p.to.vector)):
+            m.d.comb += [port.valid.eq(sent.output.valid & mine), port.p.eq(sent.output.p.word),
+                         port.p.legal.eq(legal & sent.output.p.word.last)]
+            with m.If(mine):
+                m.d.comb += sent.output.ready.eq(port.ready)
 
         # Engines get no word from before one is idle until its work is done, so their state of the last cycle does.
         quiet = Signal()
@@ -263,10 +271,10 @@ class Sequencer(wiring.Component):
                         m.next = "VECTOR"
                     with m.Else():
                         m.next = "ILLEGAL"
-            for state, port in (("PRODUCT", self.product), ("VECTOR", self.vector)):
+            for state, chosen in (("PRODUCT", sends.product), ("VECTOR", sends.vector)):
                 with m.State(state):
                     with m.If(hand.valid & free):
-                        m.d.sync += [port.valid.eq(1), vacant.eq(0)]
+                        m.d.sync += [chosen.eq(1), vacant.eq(0)]
                         with m.If(hand.last):
                             m.d.sync += [issuing.eq(0), skipping.eq(1)]
                             m.next = "SKIP"

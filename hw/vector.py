@@ -304,8 +304,8 @@ class VectorEngine(wiring.Component):
             m.d.sync += label_lane.eq(Mux(last_sample, 0, label_lane + 1))
 
         # Results to the writers. A result leaves when both have taken their part.
-        value_buffer, chosen_buffer = (SkidBuffer(writer.vector.payload.shape()) for writer in writers)
-        value, chosen = value_buffer.input, chosen_buffer.input
+        vectors = writers[0].vector.payload.shape()
+        value, chosen = (stream.Signature(vectors).create(path=(name,)) for name in ("value", "chosen"))
         valid, ready, value_taken, chosen_taken, dropped = Signal(), Signal(), Signal(), Signal(), Signal()
         found = data.StructLayout({"value": value.payload.shape(), "chosen": chosen.payload.shape()})
         result, held, leaves = Signal(found), Signal(found, reset_less=True), Signal()
@@ -314,8 +314,16 @@ class VectorEngine(wiring.Component):
         start = Signal()         # a register, as are those of the units: their loops begin by it
         results = SkidBuffer(found)
         m.submodules.results = ResetInserter(start)(results)
-        for k, (buffer, writer) in enumerate(zip((value_buffer, chosen_buffer), writers, strict=True)):
+        for k, (offered, writer) in enumerate(zip((value, chosen), writers, strict=True)):
+            # A register and a buffer on the way to the writers, which stand far away, at the memory port.
+            buffer, part, rests = SkidBuffer(vectors), Signal(vectors, reset_less=True), Signal()
             m.submodules[f"written{k}"] = ResetInserter(start)(buffer)
+            m.d.comb += [offered.ready.eq(buffer.input.ready), buffer.input.valid.eq(rests),
+                         buffer.input.payload.eq(part)]
+            with m.If(offered.ready):
+                m.d.sync += [rests.eq(offered.valid), part.eq(offered.payload)]
+            with m.If(start):
+                m.d.sync += rests.eq(0)
             connect(m, buffer.output, writer.vector)
         m.d.comb += [results.input.valid.eq(valid), results.input.payload.eq(result), ready.eq(results.input.ready)]
         m.d.comb += [
@@ -411,7 +419,7 @@ class VectorEngine(wiring.Component):
         started = ((lanes, Const(1)), (wide, is_wide), (readers[0], ~fill), (readers[1], command.enable[0]),
                    (readers[2], command.enable[1]), (writers[0], command.enable[3] | ~is_wide),
                    (writers[1], command.enable[2]))
-        starts = Signal(len(started), attrs={"keep": 1})
+        starts = Signal(len(started), reset_less=True, attrs={"keep": 1})
         m.d.comb += [unit.start.eq(bit) for (unit, _), bit in zip(started, starts, strict=True)]
         m.d.sync += [start.eq(0), starts.eq(0)]
         with m.FSM():

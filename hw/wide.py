@@ -104,13 +104,25 @@ class WideLanes(wiring.Component):
                 writes.eq(~upcoming.op.matches(WideOperation.RANGE, WideOperation.WRITE)),
             ]
 
-        # Lane registers: one memory, because all lanes use the same addresses; its upper half is that of second parts.
-        row = data.ArrayLayout(signed(BITS), lanes)
+        # Lane registers: all lanes use the same addresses; the upper half of the rows is that of second parts. One
+        # memory, with addresses, for each half of the words, so that a bit of an address has half the readers.
+        half = BITS // 2
         part = Signal() if parts > 1 else Const(0, 0)
-        m.submodules.registers = registers = memory.Memory(shape=row, depth=parts * LANE_REGISTERS, init=[])
-        write = registers.write_port(granularity=1)
-        port_a, port_b = registers.read_port(domain="comb"), registers.read_port(domain="comb")
-        m.d.comb += [port_a.addr.eq(Cat(word.a[:4], part)), port_b.addr.eq(Cat(word.b[:4], part))]
+        write_address, write_enable = Signal(range(parts * LANE_REGISTERS)), Signal(lanes)
+        written_rows, rows_a, rows_b = [], [], []
+        for k in range(2):
+            m.submodules[f"registers{k}"] = registers = memory.Memory(
+                shape=data.ArrayLayout(half, lanes), depth=parts * LANE_REGISTERS, init=[])
+            write = registers.write_port(granularity=1)
+            m.d.comb += [write.addr.eq(write_address), write.en.eq(write_enable)]
+            written_rows.append(write.data)
+            for name, operand, rows in (("a", upcoming.a, rows_a), ("b", upcoming.b, rows_b)):
+                port, address = registers.read_port(domain="comb"), Signal(4, name=f"address_{name}{k}",
+                                                                           reset_less=True, attrs={"keep": 1})
+                with m.If(proceed):
+                    m.d.sync += address.eq(operand[:4])
+                m.d.comb += port.addr.eq(Cat(address, part))
+                rows.append(port.data)
 
         # Operands of the instruction, for the lanes whose turn it is; what becomes of the result two cycles later.
         # `turns` select the halves of wide operands; `phase`, their copy, decides.
@@ -132,14 +144,13 @@ class WideLanes(wiring.Component):
             m.d.sync += flows.eq(0)
         with m.If(resume):
             m.d.sync += flows.eq(1)
-        half = BITS // 2
         with m.If(flows):
             m.d.sync += [control.eq(work), stages[0].dst.eq(Cat(word.dst[:4], part)), stages[0].turn.eq(phase),
                          stages[0].writes.eq(writes)]
             for p in range(processors):
-                own_a, own_b = (Cat(Array(port.data[t * processors + p][k * half:][:half] for t in range(TURNS))[turn]
-                                    for k, turn in enumerate(pair)).as_signed()
-                                for port, pair in ((port_a, turns[0]), (port_b, turns[1])))
+                own_a, own_b = (Cat(Array(row[t * processors + p] for t in range(TURNS))[turn]
+                                    for row, turn in zip(rows, pair, strict=True)).as_signed()
+                                for rows, pair in ((rows_a, turns[0]), (rows_b, turns[1])))
                 m.d.sync += [a[p].eq(own_a), b[p].eq(Mux(of_lane, own_b, shared)),
                              minus[p].eq(Mux(work.range, own_a[-1], work.subtract))]
 
@@ -180,10 +191,10 @@ class WideLanes(wiring.Component):
             self.starved.eq(chosen.any() & ~loads),
             *(source.ready.eq(bit) for source, bit in zip(sources, chosen, strict=True)),
         ]
-        loaded, into = Signal(), Signal(len(write.addr), reset_less=True)
+        loaded, into = Signal(), Signal(len(write_address), reset_less=True)
         m.d.sync += [loaded.eq(loads),
                      into.eq(Cat(selects[1] | selects[3], selects[2] | selects[3], Const(0, 2), part))]
-        m.d.comb += write.addr.eq(Mux(written, stages[2].dst, into))
+        m.d.comb += write_address.eq(Mux(written, stages[2].dst, into))
         for lane in range(lanes):
             t, p = divmod(lane, processors)
             value = 0
@@ -191,8 +202,8 @@ class WideLanes(wiring.Component):
                 value = value | (source.payload[lane][:] & bit.replicate(32))
             word_loaded = Signal(signed(33), name=f"loaded{lane}", reset_less=True)      # random words are unsigned
             m.d.sync += word_loaded.eq(Cat(value | (self.draw.payload[lane] & selects[3].replicate(32)), value[-1]))
-            m.d.comb += [write.data[lane].eq(Mux(written, results[p], word_loaded)),
-                         write.en[lane].eq(turns_written[t] | loaded)]
+            m.d.comb += [Cat(row[lane] for row in written_rows).eq(Mux(written, results[p], word_loaded)),
+                         write_enable[lane].eq(turns_written[t] | loaded)]
 
         # A vector leaves when its last lanes have been collected.
         collects, full = Signal(), Signal()

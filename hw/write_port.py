@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from amaranth.hdl import Array, Cat, Const, Module, Mux, ResetInserter, Signal
+from functools import reduce
+from operator import or_
+
+from amaranth.hdl import Cat, Const, Module, Mux, ResetInserter, Signal
 from amaranth.lib import data, wiring
 from amaranth.lib.wiring import In, Out
 
@@ -73,7 +76,7 @@ class WritePort(wiring.Component):
 
         burst = burst_layout(config)
         order = data.StructLayout({"client": CLIENT_BITS, "burst": burst})
-        turn = data.StructLayout({"client": CLIENT_BITS, "extra": range(BURST_LINES), "of": count})
+        turn = data.StructLayout({"extra": range(BURST_LINES), "of": count, "shows": count})
         body = data.StructLayout({"data": config.line_bits, "strobe": config.line_bytes})
         m.submodules.window = window = Window(config, count)
         m.submodules.errors = errors = ErrorLatch(count + 1)
@@ -166,9 +169,9 @@ class WritePort(wiring.Component):
             may_issue.eq(addresses.input.ready & sending.input.ready & room),
             issued.eq(arbiter.valid & may_issue), arbiter.serve.eq(may_issue),
             arbiter.requests.eq(Cat(burst.valid for burst in bursts)),
-            sending.input.payload.client.eq(arbiter.choice),
             sending.input.payload.extra.eq(addresses.input.payload.extra),
-            *(sending.input.payload.of[i].eq(arbiter.choice == i) for i in range(count)),
+            *(flags[i].eq(arbiter.choice == i) for i in range(count)
+              for flags in (sending.input.payload.of, sending.input.payload.shows)),
             addresses.input.valid.eq(issued), sending.input.valid.eq(issued), expected.input.valid.eq(recent),
         ]
         with m.Switch(arbiter.choice):
@@ -186,11 +189,13 @@ class WritePort(wiring.Component):
         # Send the lines of the first burst in turn from its client's buffer, a beat per cycle.
         m.submodules.line = line = SkidBuffer(data.StructLayout({"body": body, "last": 1}))
         beat, sent = Signal(range(beats)) if beats > 1 else Const(0, 1), Signal(range(BURST_LINES))
-        current = sending.output.payload
+        current = sending.output.payload         # `of` decides, `shows`, its copy, is what every bit of a line sees
         next_line, next_beat, line_end = Signal(), Signal(), Signal()
         there = [buffer.output.valid & current.of[i] for i, buffer in enumerate(buffers)]
         m.d.comb += [
-            line.input.payload.body.eq(Array(buffer.output.payload for buffer in buffers)[current.client]),
+            line.input.payload.body.eq(reduce(or_, (
+                buffer.output.payload.as_value() & current.shows[i].replicate(body.size)
+                for i, buffer in enumerate(buffers)))),
             line.input.payload.last.eq(sent == current.extra),
             line.input.valid.eq(sending.output.valid & Cat(there).any()),
             next_line.eq(line.input.valid & line.input.ready),
