@@ -1,10 +1,10 @@
 """A netlist's ports behind registers and few pins, so that a unit or a core of any width can be placed and routed.
 
 The core has more ports than an FPGA has pins: on a chip they meet other logic. `few_pins` gives every port bit but
-clock and reset a flip-flop and brings those to pins: inputs shift in, outputs leave as parities. With pins the placer
-has something to hold on to, the clock is a global net, and every path into and out of the design lies between two
-flip-flops and is timed. (nextpnr's ``--out-of-context`` has neither pins nor global nets: a core's placement then
-begins as one heap.)
+clock and reset a flip-flop and brings those to pins: inputs shift in along a chain of others, outputs leave as
+parities. With pins the placer has something to hold on to, the clock is a global net, and every path into and out of
+the design lies between two flip-flops and is timed. (nextpnr's ``--out-of-context`` has neither pins nor global nets: a
+core's placement then begins as one heap.)
 """
 
 from __future__ import annotations

@@ -38,18 +38,18 @@ def test_every_input_bit_is_driven_and_every_output_bit_is_seen(word):
     assert [len(ports[name]["bits"]) for name in ("scan_in", "scan_out")] == [2, 3]
     chains = [list(range(10, 14)), [14, 15]]
     state = dict.fromkeys(cells, 0)
-    for cycle in range(4 + 3):          # four to shift in, then the register, the parity and what is seen
+    for cycle in range(4 + 4):          # four to shift in, then two registers, the parity and what is seen
         pins = {}
         for pin, chain in zip(ports["scan_in"]["bits"], chains, strict=True):
             wanted = chain[max(len(chain) - 1 - max(cycle - (4 - len(chain)), 0), 0)]
             pins[pin] = word >> (wanted - 10) & 1
         nets = values(cells, state, pins)
-        if cycle == 4:
+        if cycle == 5:
             held = sum(nets[10 + k] << k for k in range(WIDTH_IN))
             assert held == word
             expected = [sum(word >> (k % WIDTH_IN) & 1 for k in group) & 1
                         for group in (range(4), range(4, 8), range(8, 9))]
-        if cycle == 6:
+        if cycle == 7:
             assert [nets[pin] for pin in ports["scan_out"]["bits"]] == expected
         state = {name: nets[cell["connections"]["DI"][0]] for name, cell in cells.items()
                  if cell["type"] == "TRELLIS_FF"}
