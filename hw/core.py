@@ -162,7 +162,7 @@ class Core(wiring.Component):
         m.submodules.vector_engine = local_reset(m, "vector", vector, restart)
         alive = Signal(attrs={"keep": 1})    # what engines report a cycle after their stop is void
         m.d.sync += alive.eq(~engine_reset)
-        m.submodules.reads, m.submodules.writes = reads, writes
+        m.submodules.reads, m.submodules.writes = local_reset(m, "reads", reads), local_reset(m, "writes", writes)
         m.submodules.errors, m.submodules.counters = errors, counters
         connect_flat(m, self, "s_axi", registers.bus)
         connect_flat(m, self, "m_axi", reads.axi)

@@ -178,10 +178,11 @@ class Lanes(wiring.Component):
         enter, step, leaves = Signal(), Signal(), Signal()
         rounder_room = _room(m, "rounder", QUEUE, enter, step)
         entered, x = Signal(), Signal.like(self.x.payload, reset_less=True)
-        m.d.sync += [entered.eq(enter), x.eq(self.x.payload)]
+        shift = Signal.like(settings.shift, reset_less=True)      # right before the first vector enters
+        m.d.sync += [entered.eq(enter), x.eq(self.x.payload), shift.eq(settings.shift)]
         m.d.comb += [
             self.x.ready.eq(rounder_room & drawn), enter.eq(self.x.valid & self.x.ready),
-            rounder.i_valid.eq(entered), rounder.x.eq(x), rounder.shift.eq(settings.shift),
+            rounder.i_valid.eq(entered), rounder.x.eq(x), rounder.shift.eq(shift),
             rounder.rounding.eq(settings.rounding),
             queue.input.valid.eq(rounder.o_valid), rounded.output.ready.eq(step),
         ]

@@ -95,10 +95,10 @@ class ReadPort(wiring.Component):
         ]
         m.d.sync += calm.eq(self.quiet & halted)
         stays = halted & ~(calm & ~errors.found)
-        # From the next cycle on: halted; its queues are empty, after a failure, which is late, a cycle later.
+        # From the next cycle on: halted; its queues are empty, after an error, which is late, a cycle later.
         halts, stops = Signal(), Signal()
-        lasts = self.reset | outside.any() | stays
-        m.d.comb += [halts.eq(lasts | failed), stops.eq(lasts | ResetSignal(allow_reset_less=True))]
+        lasts = self.reset | stays
+        m.d.comb += [halts.eq(lasts | outside.any() | failed), stops.eq(lasts | ResetSignal(allow_reset_less=True))]
         m.d.sync += halted.eq(halts)
 
         # The line that arrived last, in one cycle, and whose it is.
@@ -122,7 +122,7 @@ class ReadPort(wiring.Component):
             is_outside = Signal(name=f"is_outside{i}")       # of the cycle before
             m.d.sync += is_outside.eq(outside[i] & ~halted & ~self.clear)
             nothing_queued.append(~offered.output.valid & ~asked & coalescer.empty & ~burst.output.valid)
-            # Not halted, in a register for each client, because its way to `ready` is long. After a failure, which is
+            # Not halted, in a register for each client, because its way to `ready` is long. After an error, which is
             # late, it falls a cycle later: a request that is taken then is lost with those before it.
             admits = Signal(name=f"admits{i}", attrs={"keep": 1})
             m.d.sync += admits.eq(~lasts)
@@ -165,11 +165,17 @@ class ReadPort(wiring.Component):
                 responses = buffer
             wiring.connect(m, responses.output, wiring.flipped(client.response))
             taken = client.response.valid & client.response.ready
-            with m.If(halted):
-                m.d.sync += [reserved.eq(0), may_request.eq(1)]
-            with m.Else():
+            if depth > SHALLOW:
+                # The count stands at the memory, far from the requests: what changes it comes by registers, for which
+                # it leaves a margin.
+                accepted_late, taken_late = Signal(name=f"accepted_late{i}"), Signal(name=f"taken_late{i}")
+                m.d.sync += [accepted_late.eq(accepted & ~halted), taken_late.eq(taken & ~halted),
+                             reserved.eq(reserved + accepted_late - taken_late), may_request.eq(reserved < depth - 3)]
+            else:
                 m.d.sync += [reserved.eq(reserved + accepted - taken),
                              may_request.eq(Mux(accepted, reserved < depth - 1, reserved != depth))]
+            with m.If(halted):
+                m.d.sync += [reserved.eq(0), may_request.eq(1)]
 
         # Choose a burst per cycle, remember whose it is, and queue it for the address channel.
         # Their lines count as outstanding a cycle later, and `room` is of the cycle before: both leave it a margin.

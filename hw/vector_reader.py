@@ -41,7 +41,7 @@ class VectorReader(wiring.Component):
     client : ReadClient; responses wait in the memory port, so only ``request.ready`` limits the requests.
     vector : Out stream of L x signed(32).
 
-    Throughput: one part and at most one request per cycle. Latency: first request four cycles after
+    Throughput: one part and at most one request per cycle. Latency: first request five cycles after
     ``start``, a vector one cycle after the response it needs.
     """
 
@@ -79,7 +79,10 @@ class VectorReader(wiring.Component):
         # Whether a part is taken is late, so the queue does not look at it.
         m.submodules.notes_buffer = noted = SkidBuffer(place)
         connect(m, notes.output, noted.input)
-        issued, item = Signal(), addresses.item
+        # The loops stand at their counts and strides, far from the port: a queue makes two steps of the way back.
+        m.submodules.places = places = Fifo(addresses.item.payload.shape(), 2, fall_through=True)
+        connect(m, addresses.item, places.input)
+        issued, item = Signal(), places.output
         part = data.StructLayout({"quarter": 2, "line": ADDRESS_BITS - lane_bits - 2})
         this, following = Signal(part), Signal(part)
         # This part is there; it is not of the line before it; it is the last of all.

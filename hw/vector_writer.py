@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from amaranth.hdl import Module, Signal, signed
 from amaranth.lib import data, stream, wiring
-from amaranth.lib.wiring import In, Out
+from amaranth.lib.wiring import In, Out, connect
 
 from .address_stream import AddressStream
 from .config import CoreConfig
+from .fifo import Fifo
 from .interfaces import ADDRESS_BITS, WriteClient
 from .vector_reader import LEVELS
 
@@ -31,7 +32,7 @@ class VectorWriter(wiring.Component):
     done : Out(1)  every vector of the run was handed over to the client (``client.idle`` tells when they are
         acknowledged). High before the first run.
 
-    Throughput: one part per cycle as long as the client accepts lines, the first two cycles after
+    Throughput: one part per cycle as long as the client accepts lines, the first three cycles after
     ``start``. Latency: a line is offered one cycle after its last part.
     """
 
@@ -61,7 +62,10 @@ class VectorWriter(wiring.Component):
             m.d.comb += [addresses.count[LEVELS].eq(parts), addresses.stride[LEVELS].eq(stride)]
         # The place of the next part; the addresses are one ahead, without a gap, so that no comparison delays a part
         # and a line is known to be whole with its last part.
-        out, item = self.client.line, addresses.item
+        # The loops stand at their counts and strides, far from the port: a queue makes two steps of the way back.
+        m.submodules.places = places = Fifo(addresses.item.payload.shape(), 2, fall_through=True)
+        connect(m, addresses.item, places.input)
+        out, item = self.client.line, places.output
         following = item.payload.address[lane_bits + 2:]
         line, placed = Signal.like(following), Signal()
         position, final = Signal(2), Signal()

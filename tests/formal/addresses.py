@@ -119,7 +119,7 @@ class ReaderAddresses(Elaboratable):
     def elaborate(self, platform):
         from hw.vector_reader import VectorReader
         m = Module()
-        environment = _Environment(m)
+        environment = _Environment(m, DEPTH + 1)
         m.submodules.dut = dut = VectorReader(_config(), ahead=4)
         span = Span(m, 5, 8)
         sent, _ = environment.memory(dut.client)
@@ -261,7 +261,8 @@ PROOFS = [
            ("hw/address_stream.py", "nest.begin.eq(self.load)", "nest.begin.eq(self.load & ~into.ready)")),
     _proof("vector_reader/addresses", ReaderAddresses,
            ("hw/vector_reader.py", "item.ready.eq(~waiting | issued)", "item.ready.eq(~waiting)"),
-           ("hw/vector_reader.py", "addresses.stride[k].eq(self.stride[k])", "addresses.stride[k].eq(self.stride[0])")),
+           ("hw/vector_reader.py", "addresses.stride[k].eq(self.stride[k])", "addresses.stride[k].eq(self.stride[0])"),
+           depth=DEPTH + 1),
     _proof("vector_writer/addresses", WriterAddresses,
            ("hw/vector_writer.py", "item.ready.eq(~placed | accept)", "item.ready.eq(1)"),
            ("hw/vector_writer.py", "quarters.eq(0b11 << (position & 0b10))", "quarters.eq(0b1111)")),

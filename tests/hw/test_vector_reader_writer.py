@@ -176,7 +176,7 @@ def test_one_part_per_cycle(core, width):
     # The first parts wait for the memory's latency; from then on none does.
     simulate(reader, read, background=[memory.reader(reader.client, latency=100)], limit=count + 150)
     simulate(writer, write, background=[memory.writer(writer.client)])
-    assert cycles["write"] == count + 2
+    assert cycles["write"] == count + 3
 
 
 def test_a_reader_needs_room_to_run_ahead():
