@@ -150,6 +150,27 @@ def test_a_slow_client_with_a_full_fifo_still_reads_in_bursts():
     assert [beats for _, beats in memory.reads] == [BURST_LINES] * 10
 
 
+@pytest.mark.parametrize("depth", [1, 5, 16, 17, 40])
+def test_no_more_lines_are_read_than_a_client_has_room_for(depth):
+    dut = ReadPort(TINY, [depth])
+    memory = AxiMemory(dut.axi, bytearray(CONTENT))
+    wanted = range(0, 4 * depth + 40, 2)         # a burst each
+
+    async def put(ctx):
+        ctx.set(dut.window_limit, 0xFFFF_FFFF)
+        await ctx.tick()
+        await stream_put(ctx, dut.clients[0].request, wanted)
+
+    async def get(ctx):
+        await ctx.tick().repeat(200)
+        # A deep queue keeps a margin of up to three, because its lines are counted late.
+        assert depth - (3 if depth > 16 else 0) <= len(memory.reads) <= depth
+        lines = await stream_get(ctx, dut.clients[0].response, len(wanted))
+        assert lines == [line_at(TINY, line) for line in wanted]
+
+    simulate(dut, put, get, background=(memory.serve_reads,), limit=2000)
+
+
 def test_a_stalled_client_does_not_block_the_others():
     dut = ReadPort(TINY, [4, 4])
     memory = AxiMemory(dut.axi, bytearray(CONTENT))
