@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from abc import ABC, abstractmethod
 
 import numpy as np
 
@@ -50,7 +51,7 @@ class Trace:
             self.optional[name] = tensor
 
 
-class Execution:
+class Execution(ABC):
     """A network being trained by a method.
 
     `state` maps tensor names, in network order, to (array, exponent). `step_index` is the absolute training
@@ -92,15 +93,17 @@ class Execution:
 
     # Supplied by methods
 
+    @abstractmethod
     def convert(self, images: np.ndarray) -> tuple[np.ndarray, int]:
         """Raw uint8 images [n][h][w][c] -> (int8 mantissas [n][h][w][c], exponent)."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _forward(self, x: np.ndarray, exponent: int, trace: Trace) -> tuple[np.ndarray, int]:
-        raise NotImplementedError
+        """Logits and their exponent; every tensor on the way goes into ``trace``."""
 
+    @abstractmethod
     def _step(self, x: np.ndarray, exponent: int, labels: np.ndarray, trace: Trace) -> None:
-        raise NotImplementedError
+        """One training step: the state becomes that after it; every tensor goes into ``trace``."""
 
     # Replaced by executions on another device
 

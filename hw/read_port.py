@@ -33,8 +33,8 @@ class ReadPort(wiring.Component):
     ----------
     config : core configuration; a line takes ``line_bytes / beat_bytes`` beats.
     depths : one entry per client: lines of its response FIFO. A request is accepted only while room for its line is
-        reserved; FIFO depths above the memory's latency sustain one line per cycle. 0: no FIFO, the client takes
-        every response in the cycle it comes (its ready is not looked at).
+        reserved; FIFO depths above the memory's latency sustain one line per cycle (of more than 16 lines, 3 are
+        margin). 0: no FIFO, the client takes every response in the cycle it comes (its ready is not looked at).
 
     Attributes
     ----------

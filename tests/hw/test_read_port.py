@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from hw.coalescer import BURST_LINES
 from hw.config import PRESETS, CoreConfig
 from hw.errors import ErrorCode
+from hw.fifo import SHALLOW
 from hw.read_port import ReadPort
 from tests.hw.axi_memory import AxiMemory
 from tests.hw.streams import STALLS, simulate, stalls, stream_check, stream_get, stream_put
@@ -150,7 +151,7 @@ def test_a_slow_client_with_a_full_fifo_still_reads_in_bursts():
     assert [beats for _, beats in memory.reads] == [BURST_LINES] * 10
 
 
-@pytest.mark.parametrize("depth", [1, 5, 16, 17, 40])
+@pytest.mark.parametrize("depth", [1, 5, SHALLOW, SHALLOW + 1, 40])
 def test_no_more_lines_are_read_than_a_client_has_room_for(depth):
     dut = ReadPort(TINY, [depth])
     memory = AxiMemory(dut.axi, bytearray(CONTENT))
@@ -164,7 +165,7 @@ def test_no_more_lines_are_read_than_a_client_has_room_for(depth):
     async def get(ctx):
         await ctx.tick().repeat(200)
         # A deep queue keeps a margin of up to three, because its lines are counted late.
-        assert depth - (3 if depth > 16 else 0) <= len(memory.reads) <= depth
+        assert depth - (3 if depth > SHALLOW else 0) <= len(memory.reads) <= depth
         lines = await stream_get(ctx, dut.clients[0].response, len(wanted))
         assert lines == [line_at(TINY, line) for line in wanted]
 
