@@ -101,7 +101,8 @@ class Accumulator(wiring.Component):
         where a vector is longer than a line;
         the first C + 5 cycles after its control word.
     reserve : In(1)  takes one place; legal while ``room`` is not 0.
-    room : Out(range(result_entries + 1))  places neither reserved nor taken, as of the cycle before.
+    room : Out(range(result_entries + 1))  places neither reserved nor taken, as of the cycle before; one that is
+        vacated counts a cycle later.
     overflow : Out(1)  pulse: a sum left the range of int32 (contract section 1: an error; the sum wraps).
     busy : Out(1)  a control word is on its way; low: all sums have landed and any overflow was reported.
     """
@@ -154,7 +155,7 @@ class Accumulator(wiring.Component):
         landed, fetch, fetched, moved = Signal(), Signal(), Signal(), Signal()
         lines, present = Signal(range(places + 1)), Signal()           # landed and not fetched; not 0
         next_slot, held_slot = Signal.like(read_slot), Signal.like(read_slot)
-        room = Signal(range(places + 1), init=places)
+        room, vacated = Signal(range(places + 1), init=places), Signal()
         # A result that leaves in two lines takes two cycles, so its successor need not come in the next one.
         at_once = self.result.ready if self.config.result_lines == 1 else 0
         free = ~self.result.valid | at_once
@@ -165,7 +166,7 @@ class Accumulator(wiring.Component):
         m.d.sync += [
             lines.eq(Mux(fetch, lines + landed - 1, lines + landed)),
             present.eq(landed | (lines > 1) | ((lines == 1) & ~fetch)),
-            room.eq(Mux(moved, room - self.reserve + 1, room - self.reserve)),
+            vacated.eq(moved), room.eq(room - self.reserve + vacated),
         ]
         with m.If(fetch):
             m.d.sync += [next_slot.eq(next_slot + 1), held_slot.eq(next_slot), fetched.eq(1)]

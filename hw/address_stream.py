@@ -42,9 +42,10 @@ class AddressStream(wiring.Component):
         m.submodules.nest = nest = LoopNest(self.levels, {"address": ADDRESS_BITS})
         m.submodules.ahead = ahead = SkidBuffer(self.item.payload.shape())
         running, into = Signal(), ahead.input
+        idle = Signal(init=1, attrs={"keep": 1})       # its complement: the loops stand far from what takes addresses
         m.d.comb += [
             nest.begin.eq(self.load),
-            nest.load.eq(~running),      # all the time until a run begins, because `load` may be late in its cycle
+            nest.load.eq(idle),      # all the time until a run begins, because `load` may be late in its cycle
             nest.start_address.eq(self.start), nest.step.eq(into.ready),
             *(nest.count[k].eq(self.count[k]) for k in range(self.levels)),
             *(nest.stride_address[k].eq(self.stride[k]) for k in range(self.levels)),
@@ -53,8 +54,8 @@ class AddressStream(wiring.Component):
             into.payload.ends.eq(nest.at_last[-1]),
         ]
         with m.If(nest.step & nest.last):
-            m.d.sync += running.eq(0)
+            m.d.sync += [running.eq(0), idle.eq(1)]
         with m.If(self.load):
-            m.d.sync += running.eq(1)
+            m.d.sync += [running.eq(1), idle.eq(0)]
         connect(m, ahead.output, flipped(self.item))
         return m

@@ -196,8 +196,10 @@ class Core(wiring.Component):
             self.irq.eq(registers.interrupt),
         ]
         for port in (reads, writes):
+            port_reset = Signal(attrs={"keep": 1})      # as late as the engines' own
+            m.d.sync += port_reset.eq(engine_reset)
             m.d.comb += [port.window_base.eq(registers.window_base), port.window_limit.eq(registers.window_limit),
-                         port.reset.eq(engine_reset), port.clear.eq(soft_reset)]
+                         port.reset.eq(port_reset), port.clear.eq(soft_reset)]
 
         # The first error, and the descriptor that was at work where it came from.
         read_descriptor, write_descriptor = Signal(ADDRESS_BITS), Signal(ADDRESS_BITS)

@@ -19,6 +19,7 @@ from .loss import NitiLoss
 from .microprogram import RANGES
 from .pool import MaxPool
 from .range_detector import RangeDetector, range_result
+from .relay_station import RelayStation
 from .round_shift import SHIFT_SHAPE
 from .scalar import ScalarUnit, operation_slot, scalar_command
 from .skid_buffer import SkidBuffer
@@ -261,8 +262,8 @@ class VectorEngine(wiring.Component):
             m.d.comb += [loss.exponent.eq(exponent), loss.classes.eq(command.classes)]
 
         # Sources to the lanes, the wide lanes or a loss.
-        # Through buffers whose ready is a register: the way back from the lanes ends there.
-        buffers = [SkidBuffer(reader.vector.payload.shape()) for reader in readers]
+        # Through relay stations, as readers stand at the memory port.
+        buffers = [RelayStation(reader.vector.payload.shape()) for reader in readers]
         for k, (reader, buffer) in enumerate(zip(readers, buffers, strict=True)):
             m.submodules[f"vector{k}"] = buffer
             connect(m, reader.vector, buffer.input)
@@ -315,15 +316,9 @@ class VectorEngine(wiring.Component):
         results = SkidBuffer(found)
         m.submodules.results = ResetInserter(start)(results)
         for k, (offered, writer) in enumerate(zip((value, chosen), writers, strict=True)):
-            # A register and a buffer on the way to the writers, which stand far away, at the memory port.
-            buffer, part, rests = SkidBuffer(vectors), Signal(vectors, reset_less=True), Signal()
+            buffer = RelayStation(vectors)       # the writers stand at the memory port, too
             m.submodules[f"written{k}"] = ResetInserter(start)(buffer)
-            m.d.comb += [offered.ready.eq(buffer.input.ready), buffer.input.valid.eq(rests),
-                         buffer.input.payload.eq(part)]
-            with m.If(offered.ready):
-                m.d.sync += [rests.eq(offered.valid), part.eq(offered.payload)]
-            with m.If(start):
-                m.d.sync += rests.eq(0)
+            connect(m, offered, buffer.input)
             connect(m, buffer.output, writer.vector)
         m.d.comb += [results.input.valid.eq(valid), results.input.payload.eq(result), ready.eq(results.input.ready)]
         m.d.comb += [

@@ -23,6 +23,7 @@ __all__ = ["BUFFER_LINES", "WRITE_PATIENCE", "WritePort"]
 
 BUFFER_LINES = 32          # data held per client: one burst being sent, one being collected
 OUTSTANDING_LINES = 256    # lines between choosing their burst and memory's acknowledgement
+ADDRESSES, SENDING = 4, 15  # bursts chosen, whose address, whose data is to go out; one more each as a margin
 WRITE_PATIENCE = 3         # cycles a burst waits for a line that may extend it; requantized lines come every fourth
 
 
@@ -84,8 +85,8 @@ class WritePort(wiring.Component):
         resting = Signal()
         m.d.sync += resting.eq(self.quiet)
         m.submodules.arbiter = ResetInserter(resting)(arbiter)        # no doorbell depends on the one before
-        m.submodules.addresses = addresses = Fifo(burst, 4, fall_through=True)
-        m.submodules.sending = sending = Fifo(turn, 16, fall_through=True)      # bursts whose data is to go out
+        m.submodules.addresses = addresses = Fifo(burst, ADDRESSES + 1, fall_through=True)
+        m.submodules.sending = sending = Fifo(turn, SENDING + 1, fall_through=True)
         m.submodules.expected = expected = Fifo(order, OUTSTANDING_LINES)   # bursts to be acknowledged
 
         halted, calm, outstanding = Signal(), Signal(), Signal(range(OUTSTANDING_LINES + 1))
@@ -158,15 +159,17 @@ class WritePort(wiring.Component):
             m.d.sync += pending.eq(pending + kept - Mux(mine, acknowledged_lines, 0))
 
         # Choose a burst per cycle and queue it for the address, data and response channels.
-        # Their lines count as outstanding a cycle later, and `room` is of the cycle before: both leave it a margin.
+        # Their lines count as outstanding a cycle later, `room` and what the queues hold are of the cycle before: all
+        # leave a margin.
         may_issue, issued = Signal(), Signal()
         recent, extra = Signal(), Signal.like(addresses.input.payload.extra)
-        room = Signal()
+        room, queues_room = Signal(), Signal()
+        m.d.sync += queues_room.eq((addresses.level < ADDRESSES) & (sending.level < SENDING))
         m.d.sync += room.eq(Mux(issued, outstanding <= OUTSTANDING_LINES - 3 * BURST_LINES,
                                 Mux(recent, outstanding <= OUTSTANDING_LINES - 2 * BURST_LINES,
                                     outstanding <= OUTSTANDING_LINES - BURST_LINES)))
         m.d.comb += [
-            may_issue.eq(addresses.input.ready & sending.input.ready & room),
+            may_issue.eq(queues_room & room),
             issued.eq(arbiter.valid & may_issue), arbiter.serve.eq(may_issue),
             arbiter.requests.eq(Cat(burst.valid for burst in bursts)),
             sending.input.payload.extra.eq(addresses.input.payload.extra),

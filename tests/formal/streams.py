@@ -65,6 +65,8 @@ PROOFS = [
         Fault("hw/skid_buffer.py", "with m.If(~held):", "with m.If(1):"),)),
     Proof("skid_buffer/stream", lambda: StreamProof(_unit("hw.skid_buffer", "SkidBuffer", 4)), 3, (
         Fault("hw/skid_buffer.py", "held.eq(waits)", "held.eq(0)"),)),
+    Proof("relay_station/order", lambda: Order(_unit("hw.relay_station", "RelayStation", 2), 1), 7, (
+        Fault("hw/relay_station.py", "with m.If(skid.input.ready):", "with m.If(1):"),)),
     Proof("fifo/stream", lambda: StreamProof(_unit("hw.fifo", "Fifo", 4, 2), off=("clear",)), 8, (
         Fault("hw/fifo.py", "free.eq(~output.valid | output.ready)", "free.eq(1)"),)),
     Proof("fifo/deep_stream", lambda: StreamProof(_unit("hw.fifo", "Fifo", 4, 17), off=("clear",)), 8, (

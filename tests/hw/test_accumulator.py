@@ -34,7 +34,7 @@ def simulate(config, words, data, *, issue=1.0, accept=1.0, hoard=0, seed=0):
     finals = sum(final for _, _, final in words)
 
     async def bench(ctx):
-        cycle = reserved = held = 0
+        cycle = reserved = held = vacated = 0
         last_use = {}
         waiting = None
         quiet = 0
@@ -46,7 +46,8 @@ def simulate(config, words, data, *, issue=1.0, accept=1.0, hoard=0, seed=0):
             elif valid:
                 shown.append(cycle)
             room = ctx.get(dut.room)
-            assert room == config.result_entries - reserved + len(lines) + valid
+            assert room == config.result_entries - reserved + vacated
+            vacated = len(lines) + valid        # places count a cycle later
             if ctx.get(dut.overflow):
                 overflows.append(cycle)
             # inputs of this cycle

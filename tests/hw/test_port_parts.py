@@ -9,6 +9,7 @@ from hw.coalescer import Coalescer
 from hw.config import PRESETS
 from hw.errors import ErrorCode, ErrorLatch
 from hw.fifo import Fifo
+from hw.relay_station import RelayStation
 from hw.round_robin import RoundRobin
 from hw.skid_buffer import SkidBuffer
 from hw.window import Window
@@ -88,6 +89,29 @@ def test_skid_buffer_passes_in_the_same_cycle_and_keeps_one():
         assert ctx.get(dut.output.payload) == 5
         await ctx.tick()
         assert ctx.get(dut.input.ready)
+
+    simulate(dut, bench)
+
+
+@pytest.mark.parametrize("pattern", STALLS)
+def test_relay_station_keeps_order(pattern):
+    keeps_order(RelayStation(8), pattern, limit=310 if pattern == "none" else 10_000)
+
+
+def test_relay_station_keeps_two_and_gates_nothing():
+    dut = RelayStation(8)
+
+    async def bench(ctx):
+        ctx.set(dut.input.valid, 1)
+        for item in (5, 6):
+            ctx.set(dut.input.payload, item)
+            assert ctx.get(dut.input.ready)
+            await ctx.tick()
+            assert ctx.get(dut.output.valid) and ctx.get(dut.output.payload) == 5
+        ctx.set(dut.output.ready, 1)
+        assert not ctx.get(dut.input.ready), "ready looks at nothing but what is held"
+        await ctx.tick()
+        assert ctx.get(dut.output.payload) == 6 and ctx.get(dut.input.ready)
 
     simulate(dut, bench)
 
