@@ -71,9 +71,10 @@ def test_fifo_keeps_order(depth, fall_through, pattern):
     keeps_order(dut, pattern, background=(room,))
 
 
+@pytest.mark.parametrize("unit", [SkidBuffer, RelayStation])
 @pytest.mark.parametrize("pattern", STALLS)
-def test_skid_buffer_keeps_order(pattern):
-    keeps_order(SkidBuffer(8), pattern, limit=310 if pattern == "none" else 10_000)
+def test_buffers_keep_order(pattern, unit):
+    keeps_order(unit(8), pattern, limit=310 if pattern == "none" else 10_000)
 
 
 def test_skid_buffer_passes_in_the_same_cycle_and_keeps_one():
@@ -91,11 +92,6 @@ def test_skid_buffer_passes_in_the_same_cycle_and_keeps_one():
         assert ctx.get(dut.input.ready)
 
     simulate(dut, bench)
-
-
-@pytest.mark.parametrize("pattern", STALLS)
-def test_relay_station_keeps_order(pattern):
-    keeps_order(RelayStation(8), pattern, limit=310 if pattern == "none" else 10_000)
 
 
 def test_relay_station_keeps_two_and_gates_nothing():
