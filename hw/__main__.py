@@ -28,6 +28,8 @@ def main(arguments=None) -> int:
     synth.add_argument("--router", choices=("router1", "router2"), default="router1", help="nextpnr's")
     synth.add_argument("--refinements", type=int, default=0, help="refine a static placement so many times more; needs "
                        "a native nextpnr (default 0)")
+    synth.add_argument("--floorplans", type=int, default=0, help="place so many times before the seeds, each time to "
+                       "choose the sites of block RAMs and multipliers (default 0)")
     synth.add_argument("--no-route", action="store_true", help="synthesis only")
     synth.add_argument("--keep", action="store_true", help="put the results into the committed baseline")
     synth.add_argument("--out", type=Path, default=Path("build/synth"))

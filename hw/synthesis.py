@@ -34,6 +34,7 @@ from .divider import Divider
 from .dsp_registers import absorb_registers
 from .feeder import Feeder
 from .few_pins import few_pins
+from .floorplan import bind, floorplan
 from .fold import Fold
 from .isqrt import SquareRoot
 from .lanes import Lanes, roundings, target_bits
@@ -223,13 +224,16 @@ def grouped(cells: dict[str, int]) -> dict[str, int]:
 
 
 def run(design: str, config: CoreConfig, device: str, out: Path, *, seeds=(1, 2, 3), route: bool = True,
-        placer: str | None = None, router: str = "router1", refinements: int = 0, log=print) -> dict:
+        placer: str | None = None, router: str = "router1", refinements: int = 0, floorplans: int = 0,
+        log=print) -> dict:
     """Synthesise one design; returns its cells and, on ECP5 with ``route``, the clock rates of the seeds.
 
     nextpnr's ``placer`` is heap, but static for the core: its shorter wires are what lets a routing end. With
     ``refinements`` the last step of that placer, which moves single cells, is done so many times more: it stops when
     wires get no shorter, with late cells still far from each other, and begins with longer moves each time. It is
-    called again from nextpnr's own Python, which only a native one has.
+    called again from nextpnr's own Python, which only a native one has. Before the seeds the design is placed
+    ``floorplans`` times, and each time block RAMs and multipliers get the sites with the shortest wires to all other
+    cells (`hw/floorplan.py`).
     """
     if design not in DESIGNS:
         raise SynthesisError(f"unknown design {design!r}: choose from {', '.join(DESIGNS)}")
@@ -263,16 +267,30 @@ def run(design: str, config: CoreConfig, device: str, out: Path, *, seeds=(1, 2,
     if refinements and not _has_python(nextpnr):
         raise SynthesisError(f"{nextpnr} has no Python, so it cannot refine again: put a native nextpnr-ecp5 on "
                              "PATH or choose --refinements 0")
+    if floorplans < 0:
+        raise SynthesisError(f"there is no floorplan after {floorplans} placements: choose --floorplans 0 or more")
     refine = []
     if refinements:
         (folder / "refine.py").write_text(f"for _ in range({refinements}):\n    ctx.place()\n")
         refine = ["--pre-route", "refine.py"]
     goal = CORE_GOAL_MHZ if design == "core" else GOAL_MHZ
+    place = [nextpnr, "--85k", "--speed", "6", "--package", "CABGA756", "--json", "pins.json", "--freq", goal,
+             *PLACE_AND_ROUTE, "--placer", placer, "-q"]
+    for turn in range(1, floorplans + 1):
+        placed = folder / "placed.json"
+        _call([*place, "--seed", seeds[0], "--no-route", "--write", placed.name],
+              folder / f"floorplan-{turn}.log", placed)
+        try:
+            sites = floorplan(json.loads(placed.read_text()))
+        except ValueError as error:
+            raise SynthesisError(f"no floorplan: {error}") from None
+        pins = json.loads((folder / "pins.json").read_text())
+        bind(pins, sites)
+        (folder / "pins.json").write_text(json.dumps(pins))
+        log(f"{name}: floorplan {turn}: sites of {len(sites)} block RAMs and multipliers")
     for seed in seeds:
         timing = folder / f"report-{seed}.json"
-        command = [nextpnr, "--85k", "--speed", "6", "--package", "CABGA756", "--json", "pins.json", "--seed", seed,
-                   "--freq", goal, *PLACE_AND_ROUTE, "--placer", placer, "--router", router, *refine,
-                   "--report", timing.name, "-q"]
+        command = [*place, "--seed", seed, "--router", router, *refine, "--report", timing.name]
         started = time.monotonic()
         _call(command, folder / f"nextpnr-{seed}.log", timing)
         routed = json.loads(timing.read_text())
@@ -286,7 +304,7 @@ def run(design: str, config: CoreConfig, device: str, out: Path, *, seeds=(1, 2,
         log(f"{name}: seed {seed}: {rates[-1]} MHz ({time.monotonic() - started:.0f} s)")
     return result | {"seeds": list(seeds), "mhz": rates, "mhz_median": statistics.median(rates),
                      "mhz_spread": round(max(rates) - min(rates), 1), "nextpnr": _version(nextpnr),
-                     "place_and_route": " ".join(map(str, ["nextpnr-ecp5", *command[1:]]))}
+                     "floorplans": floorplans, "place_and_route": " ".join(map(str, ["nextpnr-ecp5", *command[1:]]))}
 
 
 def table(results: list[dict], baseline: list[dict] = ()) -> str:
@@ -323,6 +341,7 @@ def main(options, config: CoreConfig) -> int:
             seeds = range(1, options.seeds + 1)
             results.append(run(design, config, device, options.out, seeds=seeds, route=not options.no_route,
                                placer=options.placer, router=options.router, refinements=options.refinements,
+                               floorplans=options.floorplans,
                                log=lambda line: print(line, file=sys.stderr, flush=True)))
             (options.out / f"{config.name}.json").write_text(json.dumps(results, indent=1) + "\n")
     baseline = read_baseline()

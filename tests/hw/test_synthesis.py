@@ -47,8 +47,8 @@ def test_cells_and_rates_reach_the_table(tools, tmp_path):
     assert "| array | tiny | ecp5 | 100 (+10) | 7 | 50 | 16 |" in text and "| 6.2 | 102.0 (2.0) |" in text
 
 
-@pytest.mark.parametrize("design, options", [("array", "--freq 150 .* --placer heap --router router1"),
-                                             ("core", "--freq 100 .* --placer static --router router1")])
+@pytest.mark.parametrize("design, options", [("array", "--freq 150 .* --placer heap .* --router router1"),
+                                             ("core", "--freq 100 .* --placer static .* --router router1")])
 def test_a_core_is_placed_with_short_wires_and_its_own_goal(tools, tmp_path, design, options):
     row = synthesis.run(design, PRESETS["tiny"], "ecp5", tmp_path, seeds=(1,), log=lambda _: None)
     assert re.search(options, row["place_and_route"])
@@ -75,6 +75,34 @@ echo "{\\"fmax\\": {\\"clk\\": {\\"achieved\\": 101}}}" > report-1.json''')
         options(refinements=1, placer="heap")
     with pytest.raises(synthesis.SynthesisError, match="cannot be refined -1 times"):
         options(refinements=-1)
+
+
+def test_block_rams_stand_where_a_placement_before_wants_them(tools, tmp_path):
+    """The placement comes first, leaves no report, and what it says is in the netlist that is placed and routed."""
+    ram = {"type": "DP16KD", "parameters": {}, "attributes": {}, "connections": {"CLKA": [2]},
+           "port_directions": {"CLKA": "input"}}
+    netlist = json.loads((tmp_path / "netlist").read_text())
+    netlist["modules"]["design"]["cells"]["ram"] = ram
+    (tmp_path / "netlist").write_text(json.dumps(netlist))
+    ram["attributes"] = {"NEXTPNR_BEL": "X6/Y22/EBR1"}
+    (tmp_path / "placed").write_text(json.dumps(netlist))
+    tools(nextpnr_ecp5=f"""case "$*" in
+*"--no-route --write placed.json"*) cp {tmp_path}/placed placed.json;;
+*) grep -q '"BEL": "X' pins.json && echo '{{"fmax": {{"clk": {{"achieved": 101}}}}}}' > report-1.json;;
+esac""")
+
+    def rates(floorplans):
+        return synthesis.run("core", PRESETS["tiny"], "ecp5", tmp_path, seeds=(1,), floorplans=floorplans,
+                             log=lambda _: None)["mhz"]
+
+    assert rates(1) == [101] and rates(2) == [101]
+    with pytest.raises(synthesis.SynthesisError, match="stopped early"):        # no site: the script leaves no report
+        rates(0)
+    with pytest.raises(synthesis.SynthesisError, match="--floorplans 0 or more"):
+        rates(-1)
+    (tmp_path / "placed").write_text((tmp_path / "netlist").read_text())
+    with pytest.raises(synthesis.SynthesisError, match="no floorplan: cell 'ram' is not placed"):
+        rates(1)
 
 
 def test_a_tool_that_cannot_tell_its_version_is_named(tmp_path):
