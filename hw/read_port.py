@@ -33,7 +33,7 @@ class ReadPort(wiring.Component):
     ----------
     config : core configuration; a line takes ``line_bytes / beat_bytes`` beats.
     depths : one entry per client: lines of its response FIFO. A request is accepted only while room for its line is
-        reserved; FIFO depths above the memory's latency sustain one line per cycle (of more than 16 lines, 3 are
+        reserved; FIFO depths two above the memory's latency sustain one line per cycle (of more than 16 lines, 3 are
         margin). 0: no FIFO, the client takes every response in the cycle it comes (its ready is not looked at).
 
     Attributes
@@ -117,6 +117,7 @@ class ReadPort(wiring.Component):
             offered = Fifo(client.request.payload.shape(), 2, fall_through=True)
             m.submodules[f"request{i}"] = local_reset(m, f"request{i}", offered, stops)
             asked, inside = Signal(name=f"asked{i}"), Signal(name=f"inside{i}")
+            from_base, below_limit = Signal(name=f"from_base{i}"), Signal(name=f"below_limit{i}")
             line_asked = Signal(line_layout(self.config), name=f"line{i}")
             after = Signal(address_bits, name=f"after{i}")
             is_outside = Signal(name=f"is_outside{i}")       # of the cycle before
@@ -129,6 +130,7 @@ class ReadPort(wiring.Component):
             reserved, may_request = Signal(range(depth + 1), name=f"reserved{i}"), Signal(init=1, name=f"room{i}")
             leaves, accepted = Signal(name=f"leaves{i}"), Signal(name=f"accepted{i}")
             m.d.comb += [
+                inside.eq(from_base & below_limit),
                 # A line outside the window stays until the error it is has halted the port.
                 leaves.eq(coalescer.line.ready & may_request & inside), accepted.eq(asked & leaves),
                 offered.input.valid.eq(client.request.valid & admits),
@@ -146,7 +148,8 @@ class ReadPort(wiring.Component):
             ]
             with m.If(offered.output.ready):
                 m.d.sync += [asked.eq(offered.output.valid), line_asked.address.eq(offered.output.payload),
-                             line_asked.follows.eq(offered.output.payload == after), inside.eq(window.inside[i])]
+                             line_asked.follows.eq(offered.output.payload == after), from_base.eq(window.from_base[i]),
+                             below_limit.eq(window.below_limit[i])]
                 with m.If(offered.output.valid):
                     m.d.sync += after.eq(offered.output.payload + 1)
             with m.If(halted):
@@ -164,15 +167,17 @@ class ReadPort(wiring.Component):
                 wiring.connect(m, responses.output, buffer.input)
                 responses = buffer
             wiring.connect(m, responses.output, wiring.flipped(client.response))
-            taken = client.response.valid & client.response.ready
+            # The client stands far away: that it takes a line comes by a register.
+            taken_late = Signal(name=f"taken_late{i}")
+            m.d.sync += taken_late.eq(client.response.valid & client.response.ready & ~halted)
             if depth > SHALLOW:
-                # The count stands at the memory, far from the requests: what changes it comes by registers, for which
-                # it leaves a margin.
-                accepted_late, taken_late = Signal(name=f"accepted_late{i}"), Signal(name=f"taken_late{i}")
-                m.d.sync += [accepted_late.eq(accepted & ~halted), taken_late.eq(taken & ~halted),
+                # The count stands at the memory, far from the requests: they come by a register too, for which it
+                # leaves a margin.
+                accepted_late = Signal(name=f"accepted_late{i}")
+                m.d.sync += [accepted_late.eq(accepted & ~halted),
                              reserved.eq(reserved + accepted_late - taken_late), may_request.eq(reserved < depth - 3)]
             else:
-                m.d.sync += [reserved.eq(reserved + accepted - taken),
+                m.d.sync += [reserved.eq(reserved + accepted - taken_late),
                              may_request.eq(Mux(accepted, reserved < depth - 1, reserved != depth))]
             with m.If(halted):
                 m.d.sync += [reserved.eq(0), may_request.eq(1)]

@@ -19,13 +19,15 @@ class Window(wiring.Component):
     ----------
     base, limit : In(32)  byte addresses; they take effect in the cycle after a change.
     lines : In(line address).array(count).
-    inside : Out(count)  combinational.
+    from_base, below_limit : Out(count)  combinational; both are set for a line inside. Apart, so that a register each
+        takes a comparison's carry as it is.
     """
 
     def __init__(self, config: CoreConfig, count: int):
         self.offset_bits = ADDRESS_BITS - line_address_bits(config)
         super().__init__({"base": In(ADDRESS_BITS), "limit": In(ADDRESS_BITS),
-                          "lines": In(line_address_bits(config)).array(count), "inside": Out(count)})
+                          "lines": In(line_address_bits(config)).array(count),
+                          "from_base": Out(count), "below_limit": Out(count)})
 
     def elaborate(self, platform):
         m = Module()
@@ -33,5 +35,6 @@ class Window(wiring.Component):
         first, end = Signal(line_bits + 1), Signal(line_bits)
         round_up = Const((1 << self.offset_bits) - 1, self.offset_bits)
         m.d.sync += [first.eq((self.base + round_up) >> self.offset_bits), end.eq(self.limit >> self.offset_bits)]
-        m.d.comb += self.inside.eq(Cat((line >= first) & (line < end) for line in self.lines))
+        m.d.comb += [self.from_base.eq(Cat(line >= first for line in self.lines)),
+                     self.below_limit.eq(Cat(line < end for line in self.lines))]
         return m

@@ -115,6 +115,7 @@ class WritePort(wiring.Component):
             m.submodules[f"line{i}"] = offered = Fifo(client.line.payload.address.shape(), 4, fall_through=True)
             taken = Signal(line_layout(config), name=f"taken{i}", reset_less=True)
             held, inside = Signal(name=f"held{i}"), Signal(name=f"inside{i}")
+            from_base, below_limit = Signal(name=f"from_base{i}"), Signal(name=f"below_limit{i}")
             dropping = Signal(name=f"dropping{i}")
             after = Signal(address_bits, name=f"after{i}")
             pending = Signal(range(OUTSTANDING_LINES + BUFFER_LINES + BURST_LINES), name=f"pending{i}")
@@ -125,6 +126,7 @@ class WritePort(wiring.Component):
             room = (offered.level <= 2) & (buffer.level <= BUFFER_LINES - 2)
             m.d.sync += [roomy.eq(room), open_.eq(room & ~(self.reset | outside.any() | stays))]
             m.d.comb += [
+                inside.eq(from_base & below_limit),
                 # A line outside the window stays until the error it is has halted the port.
                 leaves.eq(coalescer.line.ready & inside), kept.eq(held & leaves),
                 client.line.ready.eq(open_),
@@ -148,7 +150,8 @@ class WritePort(wiring.Component):
             with m.If(offered.output.valid & offered.output.ready):
                 m.d.sync += after.eq(address + 1)
             with m.If(offered.output.ready):
-                m.d.sync += [held.eq(offered.output.valid), inside.eq(window.inside[i] & ~dropping),
+                m.d.sync += [held.eq(offered.output.valid), from_base.eq(window.from_base[i] & ~dropping),
+                             below_limit.eq(window.below_limit[i]),
                              taken.address.eq(address), taken.follows.eq(address == after)]
             with m.If(calm):
                 m.d.sync += dropping.eq(0)

@@ -158,7 +158,7 @@ def test_window_holds_whole_lines_only():
                 for k, line in enumerate(lines):
                     ctx.set(dut.lines[k], line)
                 expected = [base <= 16 * line and 16 * line + 16 <= limit for line in lines]
-                assert ctx.get(dut.inside) == expected[0] | expected[1] << 1, (base, limit, lines)
+                assert ctx.get(dut.from_base & dut.below_limit) == expected[0] | expected[1] << 1, (base, limit, lines)
 
     simulate(dut, bench)
 
