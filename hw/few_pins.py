@@ -11,11 +11,17 @@ from __future__ import annotations
 
 from .dsp_registers import PLAIN
 
-__all__ = ["few_pins"]
+__all__ = ["few_pins", "top_module"]
 
 BITS_PER_PIN = 4        # as many as a LUT has inputs
 PARITY = 0x6996
 STAY = ("clk", "rst")
+
+
+def top_module(netlist: dict) -> dict:
+    """The top module of a JSON netlist, of yosys or nextpnr."""
+    module, = (m for m in netlist["modules"].values() if int(m.get("attributes", {}).get("top", "0"), 2))
+    return module
 
 
 def few_pins(netlist: dict) -> int:
@@ -24,7 +30,7 @@ def few_pins(netlist: dict) -> int:
     netlist : what yosys's ``write_json`` writes after synth_ecp5, flattened; changed in place.
     Returns the number of cells added: they are not the design's.
     """
-    module, = (m for m in netlist["modules"].values() if int(m.get("attributes", {}).get("top", "0"), 2))
+    module = top_module(netlist)
     ports, cells = module["ports"], module["cells"]
     clock = ports["clk"]["bits"]
     before = len(cells)

@@ -14,6 +14,8 @@ from collections import defaultdict
 import numpy as np
 from scipy.optimize import linear_sum_assignment
 
+from .few_pins import top_module
+
 __all__ = ["SITES", "bind", "floorplan"]
 
 # LFE5U-85F: rows of 13 blocks, of four block RAMs or four multipliers each, seven of them left of the clock's spine.
@@ -31,11 +33,6 @@ READERS = 200           # a net with more is everywhere anyway
 TURNS = 10
 
 
-def _top(netlist: dict) -> dict:
-    module, = (m for m in netlist["modules"].values() if int(m.get("attributes", {}).get("top", "0"), 2))
-    return module
-
-
 def floorplan(placed: dict) -> dict[str, str]:
     """The sites, by name of cell.
 
@@ -43,7 +40,7 @@ def floorplan(placed: dict) -> dict[str, str]:
     Raises ValueError if a cell has no place, or if there are more cells of a type than sites.
     """
     at, nets, moved = {}, defaultdict(set), defaultdict(list)
-    for name, cell in _top(placed)["cells"].items():
+    for name, cell in top_module(placed)["cells"].items():
         place = BEL.match(cell["attributes"].get("NEXTPNR_BEL", ""))
         if place is None:
             raise ValueError(f"cell {name!r} is not placed: write the netlist after placement")
@@ -52,15 +49,16 @@ def floorplan(placed: dict) -> dict[str, str]:
             moved[cell["type"]].append(name)
         for bits in cell["connections"].values():
             for bit in bits:
-                nets[bit].add(name)
+                if isinstance(bit, int):            # a wire, not a constant
+                    nets[bit].add(name)
     for kind, names in moved.items():
         if len(names) > len(SITES[kind]):
             raise ValueError(f"{len(names)} {kind} for {len(SITES[kind])} sites: choose a smaller core")
-    of = defaultdict(list)          # per cell that moves the other cells of each of its nets
-    for net in nets.values():
-        if len(net) <= READERS:
-            for name in net:
-                of[name].append([other for other in net if other != name])
+    nets = [net for net in nets.values() if len(net) <= READERS]
+    of = {name: [] for names in moved.values() for name in names}       # per cell that moves: its nets' other cells
+    for net in nets:
+        for name in net & of.keys():
+            of[name].append(net - {name})
     best, shortest = {}, None
     for _ in range(TURNS):
         sites = {}
@@ -75,8 +73,7 @@ def floorplan(placed: dict) -> dict[str, str]:
             for row, column in zip(*linear_sum_assignment(length), strict=True):
                 sites[names[row]] = bels[column]
                 at[names[row]] = SITES[kind][bels[column]]
-        wire = sum(max(a) - min(a) for net in nets.values() if len(net) <= READERS
-                   for a in zip(*(at[name] for name in net), strict=True))
+        wire = sum(max(a) - min(a) for net in nets for a in zip(*(at[name] for name in net), strict=True))
         if shortest is not None and wire >= shortest:
             break
         best, shortest = sites, wire
@@ -85,6 +82,6 @@ def floorplan(placed: dict) -> dict[str, str]:
 
 def bind(netlist: dict, sites: dict[str, str]) -> None:
     """Give cells of a netlist for nextpnr their sites, in place."""
-    cells = _top(netlist)["cells"]
+    cells = top_module(netlist)["cells"]
     for name, site in sites.items():
         cells[name]["attributes"]["BEL"] = site
