@@ -22,23 +22,24 @@ class ClassWalk:
     Parameters
     ----------
     parts : of a vector, 1 or 2. The part without classes that may follow the last class is skipped and padded.
-    classes, logits, error : of the unit.
+    classes, logits, label, error : of the unit.
 
     Attributes
     ----------
     position, last : the class at hand, and whether it is the last. lane : its place in its part.
     """
 
-    def __init__(self, m: Module, parts: int, classes, logits, error):
+    def __init__(self, m: Module, parts: int, classes, logits, label, error):
         self.m, self.parts, self.logits, self.error = m, parts, logits, error
         self.position, self.last = Signal(CLASS_BITS, name="position"), Signal(name="last")
         self.lane = Signal(range(len(error.payload)), name="lane")
         self._penultimate = Signal(CLASS_BITS, name="penultimate", reset_less=True)
         self._odd = Signal(name="odd")           # the part at hand is the second of its vector
-        self._takes = Signal(name="takes")       # it: a ready from a register, as the source has many readers
+        # It; the label: a ready comes from a register, as the sources have many readers.
+        self._takes, self._takes_label = Signal(name="takes"), Signal(name="takes_label")
         emptied = Signal(name="emptied")         # a part of the error has left: its lanes are cleared for the next one
-        m.d.comb += logits.ready.eq(self._takes)
-        m.d.sync += [self._takes.eq(0), self._penultimate.eq(classes - 2), emptied.eq(error.valid & error.ready)]
+        m.d.comb += [logits.ready.eq(self._takes), label.ready.eq(self._takes_label)]
+        m.d.sync += [self._takes.eq(0), self._takes_label.eq(0), self._penultimate.eq(classes - 2), emptied.eq(error.valid & error.ready)]
         with m.If(error.valid & error.ready):
             m.d.sync += error.valid.eq(0)
         with m.If(emptied):
@@ -73,6 +74,10 @@ class ClassWalk:
         self.m.d.sync += [self.error.payload[self.lane].eq(value), self.error.valid.eq(self._ends)]
         self.advance(state, "LOAD")
         self._part_ends("PAD")
+
+    def take_label(self):
+        """The label is taken in the next cycle."""
+        self.m.d.sync += self._takes_label.eq(1)
 
     def parts_without_classes(self, done: str):
         """The states that take such a part of the logits, on to ``done``, and send one of the error."""

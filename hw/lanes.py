@@ -237,7 +237,7 @@ class Lanes(wiring.Component):
             head = rounded.output.payload[i]
             y, other = head.y, self.other.payload[i]
             source2 = data.View(lane_state(), self.choice.payload[i].as_unsigned()[:lane_state().size])
-            zero = ((settings.relu & (y < 0)) | (settings.mask & (other <= 0))
+            zero = ((settings.relu & (y < 0)) | (settings.mask & ((other < 0) | (other == 0)))
                     | (settings.blocked & Cat(source2.clipped, source2.inactive)).any())
             minuend, subtrahend = (Signal(signed(32), name=f"{name}_{i}", reset_less=True)
                                    for name in ("minuend", "subtrahend"))
@@ -248,14 +248,18 @@ class Lanes(wiring.Component):
             value, above, below = (Signal(shape, name=f"{name}_{i}", reset_less=True) for name, shape in (
                 ("value", signed(34)), ("above", 1), ("below", 1)))
             state = [Signal(lane_state(), name=f"state{k}_{i}", reset_less=True) for k in range(3)]
+            # The limits, which do not change during a command, beside the lane.
+            high, low = (Signal.like(limit, name=f"{name}_{i}", reset_less=True, attrs={"keep": 1})
+                         for name, limit in (("high", bound), ("low", least)))
             m.d.sync += [
+                high.eq(bound), low.eq(least),
                 minuend.eq(Mux(settings.subtract, other, y)), zeroed.eq(~settings.subtract & zero),
                 place.eq(source2.position),
                 subtrahend.eq(Mux(settings.subtract, y, 0)), labelled.eq(here & (self.label[:lane_bits] == i)),
                 difference.eq(minuend - Mux(labelled, target, subtrahend)), nothing.eq(zeroed | unpooled),
-                value.eq(Mux(nothing, 0, difference)), above.eq(~nothing & (difference > bound)),
-                below.eq(~nothing & (difference < least)),
-                into_results.values[i].eq(Mux(above, bound, Mux(below, least, value))),
+                value.eq(Mux(nothing, 0, difference)), above.eq(~nothing & (difference > high)),
+                below.eq(~nothing & (difference < low)),
+                into_results.values[i].eq(Mux(above, high, Mux(below, low, value))),
             ]
             m.d.comb += unpooled.eq(settings.unpool & ~settings.subtract & (place != position))
             if states:

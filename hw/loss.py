@@ -89,14 +89,14 @@ class NitiLoss(wiring.Component):
             exponent.eq(Mux(self.exponent < SMALLEST_EXPONENT, SMALLEST_EXPONENT,
                             Mux(self.exponent > LARGEST_EXPONENT, LARGEST_EXPONENT, self.exponent))),
             taylor.eq(exponent <= TAYLOR_EXPONENT),
-            amount.eq(Mux(exponent <= TAYLOR_EXPONENT, TAYLOR_EXPONENT - exponent, exponent + 6)),
+            amount.eq(Mux(taylor, TAYLOR_EXPONENT - exponent, exponent + 6)),
             one.eq(Const(2) << ((-2 * exponent)[:6])),
             inside.eq(label < self.classes),
         ]
 
         m.submodules.values = values = Memory(shape=8, depth=self.max_classes, init=[])
         write, read = values.write_port(), values.read_port()
-        walk = ClassWalk(m, self.parts, self.classes, self.logits, self.error)
+        walk = ClassWalk(m, self.parts, self.classes, self.logits, self.label, self.error)
         position = walk.position
         m.d.comb += read.addr.eq(position)
 
@@ -151,19 +151,19 @@ class NitiLoss(wiring.Component):
         found, of_label, writes, negates = Signal(), Signal(), Signal(), data_only()
         collected, target = data_only(CLASS_BITS), data_only(CLASS_BITS)
         sum_of_others = data_only(quotient_bits)
-        others = Signal()
+        others, summed, addend = Signal(), Signal(), data_only(quotient_bits)      # the sum is a cycle behind
         m.d.comb += [rounded.eq(gradient[4:] + (gradient[2:4] > gradient[:2])),
                      others.eq(found & (collected != label))]
         m.d.sync += [
             gradient.eq(quotient), found.eq(finished), of_label.eq(0),
             error.eq(Mux(rounded[-1], 127, rounded)),
             writes.eq(others | (of_label & inside)), negates.eq(of_label),
-            target.eq(Mux(of_label, label, collected)),
+            target.eq(Mux(of_label, label, collected)), summed.eq(others), addend.eq(gradient),
         ]
         with m.If(found):
             m.d.sync += collected.eq(collected + 1)
-        with m.If(others):
-            m.d.sync += sum_of_others.eq(sum_of_others + gradient)
+        with m.If(summed):
+            m.d.sync += sum_of_others.eq(sum_of_others + addend)
         m.d.comb += [write.en.eq(writes), write.addr.eq(target), write.data.eq(Mux(negates, -error, error))]
 
         exceeds, first = Signal(), Signal()
@@ -200,7 +200,7 @@ class NitiLoss(wiring.Component):
                 with m.If(collected == self.classes):
                     m.next = "LABEL"
             with m.State("LABEL"):
-                m.d.comb += self.label.ready.eq(1)
+                walk.take_label()
                 m.d.sync += [gradient.eq(sum_of_others), of_label.eq(1)]
                 m.next = "ROUND"
             with m.State("ROUND"):

@@ -183,7 +183,8 @@ class ReadPort(wiring.Component):
                 m.d.sync += [reserved.eq(0), may_request.eq(1)]
 
         # Choose a burst per cycle, remember whose it is, and queue it for the address channel.
-        # Their lines count as outstanding a cycle later, and `room` is of the cycle before: both leave it a margin.
+        # Lines count as outstanding from a cycle later to a cycle later, and `room` is of the cycle before: both leave
+        # it a margin.
         may_issue, issued = Signal(), Signal()
         recent, extra = Signal(), Signal.like(addresses.input.payload.extra)
         room = Signal()
@@ -211,7 +212,7 @@ class ReadPort(wiring.Component):
         # Assemble beats into lines. Every beat is taken: room was reserved.
         beat = Signal(range(beats)) if beats > 1 else Const(0, 1)
         index = Signal(range(BURST_LINES))
-        taken, line_end = Signal(), Signal()
+        taken, line_end, line_ended = Signal(), Signal(), Signal()
         # Of the cycle before:
         is_failed, failed_line, failed_client = Signal(), Signal(address_bits), Signal(CLIENT_BITS)
         m.d.sync += [is_failed.eq(failed & ~halted & ~self.clear), failed_client.eq(expected.output.payload.client),
@@ -232,8 +233,8 @@ class ReadPort(wiring.Component):
                 m.d.sync += beat.eq(beat + 1)      # wraps: a power of two
         with m.If(line_end):
             m.d.sync += index.eq(Mux(self.axi.rlast, 0, index + 1))
-        m.d.sync += [recent.eq(issued), extra.eq(addresses.input.payload.extra),
+        m.d.sync += [recent.eq(issued), line_ended.eq(line_end), extra.eq(addresses.input.payload.extra),
                      expected.input.payload.client.eq(arbiter.choice),
                      expected.input.payload.address.eq(addresses.input.payload.address),
-                     outstanding.eq(outstanding + Mux(recent, extra + 1, 0) - line_end)]
+                     outstanding.eq(outstanding + Mux(recent, extra + 1, 0) - line_ended)]
         return m

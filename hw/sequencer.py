@@ -36,7 +36,7 @@ def last_word(opcode: Opcode) -> int:
 
 
 class DescriptorRegister(wiring.Component):
-    """Collects the words of one descriptor and shows its sections until it is taken.
+    """Collects the words of one descriptor, which come in order, and shows its sections until it is taken.
 
     Parameters
     ----------
@@ -64,25 +64,27 @@ class DescriptorRegister(wiring.Component):
         m = Module()
         count = 1 + max(last_word(opcode) for opcode in self.opcodes)
         words = [Signal(32, name=f"word{k}", reset_less=True) for k in range(count)]
-        # A word comes into a register beside those of the descriptor, and from there to its place.
+        # A word comes into a register beside those of the descriptor, and from there to its place. What is in it moves
+        # there even if it is no word: the next one is written over it.
         staged = data.StructLayout({"word": descriptor_word, "address": ADDRESS_BITS})
         came, stage = Signal(), Signal(staged, reset_less=True)
-        place = Signal(count)                    # the word in it is the k-th
+        place = Signal(count, init=1)            # the k-th is the next word's
         full, accept = Signal(), Signal()        # no word may come; one does
         m.d.comb += [self.words.ready.eq(~full), accept.eq(self.words.valid & ~full),
                      self.arriving.eq(came & stage.word.last & stage.word.legal)]
-        m.d.sync += [came.eq(accept), stage.word.eq(self.words.p), stage.address.eq(self.address),
-                     place.eq(Cat(accept & (self.words.p.index == k) for k in range(count)))]
+        m.d.sync += [came.eq(accept), stage.word.eq(self.words.p), stage.address.eq(self.address)]
         for k, word in enumerate(words):
             with m.If(place[k]):
                 m.d.sync += word.eq(stage.word.word)
         with m.If(accept & self.words.p.last):
             m.d.sync += full.eq(self.words.p.legal)
         with m.If(came):
+            m.d.sync += place.eq(place << 1)
             with m.If(stage.word.last):
-                m.d.sync += [self.valid.eq(stage.word.legal), self.held_address.eq(stage.address)]
+                m.d.sync += [self.valid.eq(stage.word.legal), self.held_address.eq(stage.address),
+                             place.eq(~stage.word.legal)]
         with m.If(self.release):
-            m.d.sync += [self.valid.eq(0), full.eq(0)]
+            m.d.sync += [self.valid.eq(0), full.eq(0), place.eq(1)]
         for label, (opcode, _) in self.sections.items():
             for (owner, name), (word, bit, field) in offsets(opcode).items():
                 if owner == label:

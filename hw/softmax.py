@@ -78,12 +78,13 @@ class Softmax(wiring.Component):
         shift_bits = SCALED_BITS + LARGEST_LEFT
         amount = data_only(range(shift_bits + 1))
         offset = 7 + LARGEST_LEFT
+        none, most, between = data_only(), data_only(), data_only(amount.shape())
         m.d.sync += [
-            amount.eq(Mux(self.exponent > offset, 0,
-                          Mux(self.exponent < offset - shift_bits, shift_bits, offset - self.exponent))),
+            none.eq(self.exponent > offset), most.eq(self.exponent < offset - shift_bits),
+            between.eq(offset - self.exponent), amount.eq(Mux(none, 0, Mux(most, shift_bits, between))),
         ]
 
-        walk = ClassWalk(m, self.parts, self.classes, self.logits, self.error)
+        walk = ClassWalk(m, self.parts, self.classes, self.logits, self.label, self.error)
         position = walk.position
         logit, largest, first, exceeds = data_only(signed(32)), data_only(signed(32)), Signal(), Signal()
         collected = Signal(CLASS_BITS)      # values written in this pass
@@ -167,7 +168,8 @@ class Softmax(wiring.Component):
                     m.next = "PLACE"
             with m.State("PLACE"):
                 with m.If(~self.error.valid):
-                    m.d.comb += self.label.ready.eq(walk.last)
                     walk.place(result, "READ")
+                    with m.If(walk.last):
+                        walk.take_label()
             walk.parts_without_classes("POWERS")
         return m

@@ -147,6 +147,9 @@ DEVICES = {
     "xc7": "synth_xilinx -family xc7 -noiopad",
     "xcup": "synth_xilinx -family xcup -noiopad",
 }
+# A function of six or seven inputs takes a half or the whole of a tile. In a device as full as with a core, the next free
+# one is far from the rest of its path; so there at most five inputs, which one slice has.
+FEW_INPUTS = "abc -dress -lut 4:5; clean"
 # What a table shows, from the cells each family has.
 GROUPS = {
     "LUT": r"LUT[1-6]", "carry": r"CCU2C|CARRY4|CARRY8", "FF": r"TRELLIS_FF|FD[RSCP]E(_1)?",
@@ -244,9 +247,13 @@ def run(design: str, config: CoreConfig, device: str, out: Path, *, seeds=(1, 2,
     folder = (Path(out) / name).resolve()
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "design.v").write_text(verilog.convert(DESIGNS[design](config), name="design"))
+    synth = f"{DEVICES[device]} -top design -run"
     # Without the last steps, which rename every cell: hours for a core.
-    script = (f"read_verilog design.v; {KEEP}; {DEVICES[device]} -top design -run begin:check; hierarchy -check; "
-              "check -noinit; blackbox =A:whitebox; write_json netlist.json; tee -q -o cells.json stat -json")
+    steps = f"{synth} begin:check"
+    if device == "ecp5" and design == "core":
+        steps = f"{synth} begin:map_luts; {FEW_INPUTS}; {synth} map_cells:check"
+    script = (f"read_verilog design.v; {KEEP}; {steps}; hierarchy -check; check -noinit; blackbox =A:whitebox; "
+              "write_json netlist.json; tee -q -o cells.json stat -json")
     started = time.monotonic()
     log(f"{name}: synthesis")
     _call([yosys, "-q", "-p", script], folder / "yosys.log", folder / "cells.json")

@@ -35,6 +35,7 @@ class Window(wiring.Component):
         first, end = Signal(line_bits + 1), Signal(line_bits)
         round_up = Const((1 << self.offset_bits) - 1, self.offset_bits)
         m.d.sync += [first.eq((self.base + round_up) >> self.offset_bits), end.eq(self.limit >> self.offset_bits)]
-        m.d.comb += [self.from_base.eq(Cat(line >= first for line in self.lines)),
+        # Written as `<`, which is a carry chain: yosys makes a tree of gates beside it for the `=` of `>=`.
+        m.d.comb += [self.from_base.eq(Cat(~(line < first) for line in self.lines)),
                      self.below_limit.eq(Cat(line < end for line in self.lines))]
         return m

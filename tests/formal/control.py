@@ -54,6 +54,7 @@ class _Received:
 
     def __init__(self, m, words, watched):
         self.count = Signal(4)
+        place = Signal.like(words.p.index)
         self.product, self.vector = Signal(16), Signal(16)      # of the watched descriptor
         product, vector = Signal(16), Signal(16)                # of the one being received
         now = words.valid & words.ready
@@ -63,13 +64,16 @@ class _Received:
             waits[name] = Mux(words.p.index == 1, value, register)
             with m.If(now):
                 m.d.sync += register.eq(waits[name])
+        with m.If(now):
+            m.d.sync += place.eq(Mux(words.p.last, 0, place + 1))
         with m.If(now & words.p.last & words.p.legal):
             m.d.sync += self.count.eq(self.count + 1)
             with m.If(self.count == watched):
                 m.d.sync += [self.product.eq(waits["product"]), self.vector.eq(waits["vector"])]
         # A count that lies 2**15 or more ahead cannot be told from one that is behind (hw.product.reached).
-        # No format ends with the header.
-        m.d.comb += [Assume((words.p.index != 1) | ~(word[15] | word[31])), Assume(~words.p.last | (words.p.index > 1))]
+        # No format ends with the header or the word after it; SequencerProof shows the order of the words.
+        m.d.comb += [Assume((words.p.index != 1) | ~(word[15] | word[31])), Assume(~words.p.last | (words.p.index > 1)),
+                     Assume(words.p.index == place)]
 
 
 class DependencyProof(Elaboratable):
@@ -184,7 +188,7 @@ class SequencerProof(Elaboratable):
 
 
 PROOFS = [
-    Proof("control/dependencies", DependencyProof, 11, (
+    Proof("control/dependencies", DependencyProof, 17, (
         Fault("hw/product.py", "& reached(self.stored, decode.header.wait_product))", ")"),
         Fault("hw/product.py", "~(count - target)[15]", "~(count + 1 - target)[15]"),
         Fault("hw/product.py", "register.i.valid.eq(runnable & ~taken[k])", "register.i.valid.eq(runnable)"),

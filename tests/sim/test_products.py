@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import time
 
 import numpy as np
 import pytest
@@ -63,7 +62,7 @@ def test_passes_equal_golden_and_account_for_every_cycle(tmp_path, core):
 
 @pytest.mark.slow
 def test_the_estimate_agrees_on_random_shapes_at_two_bandwidths(tmp_path):
-    seed = time.time_ns() % 2**32
+    seed = 26499865
     shapes = random_shapes(np.random.default_rng(seed), 10)
     for rate in (16, 4):
         try:
