@@ -47,11 +47,13 @@ def test_cells_and_rates_reach_the_table(tools, tmp_path):
     assert "| array | tiny | ecp5 | 100 (+10) | 7 | 50 | 16 |" in text and "| 6.2 | 102.0 (2.0) |" in text
 
 
-@pytest.mark.parametrize("design, options", [("array", "--freq 150 .* --placer heap .* --router router1"),
-                                             ("core", "--freq 100 .* --placer static .* --router router1")])
-def test_a_core_is_placed_with_short_wires_and_its_own_goal(tools, tmp_path, design, options):
+@pytest.mark.parametrize("design, mapping, options", [
+    ("array", "-run begin:check", "--freq 150 .* --placer heap .* --router router1"),
+    ("core", "-run begin:map_luts; abc -dress -lut 4:5; .* -run map_cells:check",
+     "--freq 100 .* --placer static .* --router router1")])
+def test_a_core_is_mapped_and_placed_in_its_own_way(tools, tmp_path, design, mapping, options):
     row = synthesis.run(design, PRESETS["tiny"], "ecp5", tmp_path, seeds=(1,), log=lambda _: None)
-    assert re.search(options, row["place_and_route"])
+    assert re.search(mapping, row["script"]) and re.search(options, row["place_and_route"])
 
 
 def test_a_placement_is_refined_again_where_nextpnr_has_python(tools, tmp_path):
