@@ -39,7 +39,8 @@ class ClassWalk:
         self._takes, self._takes_label = Signal(name="takes"), Signal(name="takes_label")
         emptied = Signal(name="emptied")         # a part of the error has left: its lanes are cleared for the next one
         m.d.comb += [logits.ready.eq(self._takes), label.ready.eq(self._takes_label)]
-        m.d.sync += [self._takes.eq(0), self._takes_label.eq(0), self._penultimate.eq(classes - 2), emptied.eq(error.valid & error.ready)]
+        m.d.sync += [self._takes.eq(0), self._takes_label.eq(0), self._penultimate.eq(classes - 2),
+                     emptied.eq(error.valid & error.ready)]
         with m.If(error.valid & error.ready):
             m.d.sync += error.valid.eq(0)
         with m.If(emptied):

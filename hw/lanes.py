@@ -237,6 +237,7 @@ class Lanes(wiring.Component):
             head = rounded.output.payload[i]
             y, other = head.y, self.other.payload[i]
             source2 = data.View(lane_state(), self.choice.payload[i].as_unsigned()[:lane_state().size])
+            # Not `<=`, for which yosys makes a carry chain of 32 bits, although only the sign and zero matter.
             zero = ((settings.relu & (y < 0)) | (settings.mask & ((other < 0) | (other == 0)))
                     | (settings.blocked & Cat(source2.clipped, source2.inactive)).any())
             minuend, subtrahend = (Signal(signed(32), name=f"{name}_{i}", reset_less=True)

@@ -147,8 +147,8 @@ DEVICES = {
     "xc7": "synth_xilinx -family xc7 -noiopad",
     "xcup": "synth_xilinx -family xcup -noiopad",
 }
-# A function of six or seven inputs takes a half or the whole of a tile. In a device as full as with a core, the next free
-# one is far from the rest of its path; so there at most five inputs, which one slice has.
+# A function of six or seven inputs takes a half or the whole of a tile. In a device as full as with a core, the next
+# free one is far from the rest of its path; so there at most five inputs, which one slice has.
 FEW_INPUTS = "abc -dress -lut 4:5; clean"
 # What a table shows, from the cells each family has.
 GROUPS = {
