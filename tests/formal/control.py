@@ -197,7 +197,8 @@ PROOFS = [
         Fault("hw/product.py", "~decode.valid & ~decode.arriving", "~decode.valid"),
         Fault("hw/core.py", "~decode.valid & ~decode.arriving", "~decode.valid"),
         Fault("hw/core.py", "& reached(self.completed, decode.header.wait_vector)", ""),
-        Fault("hw/sequencer.py", "self.valid.eq(stage.word.legal)", "self.valid.eq(1)")), engine=BY_BITS),
+        Fault("hw/sequencer.py", "self.valid.eq(stage.word.legal)", "self.valid.eq(1)"),
+        Fault("hw/sequencer.py", "full.eq(0), place.eq(1)", "full.eq(0)")), engine=BY_BITS),
     Proof("control/sequencer", SequencerProof, 26, (
         Fault("hw/sequencer.py", "quiet.eq(self.engines_idle & ~moving)", "quiet.eq(1)"),
         Fault("hw/sequencer.py", "next_line < self.limit >> line_shift", "1"),
