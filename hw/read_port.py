@@ -96,10 +96,10 @@ class ReadPort(wiring.Component):
         m.d.sync += calm.eq(self.quiet & halted)
         stays = halted & ~(calm & ~errors.found)
         # From the next cycle on: halted; its queues are empty, after an error, which is late, a cycle later.
-        halts, stops = Signal(), Signal()
+        stops = Signal()
         lasts = self.reset | stays
-        m.d.comb += [halts.eq(lasts | outside.any() | failed), stops.eq(lasts | ResetSignal(allow_reset_less=True))]
-        m.d.sync += halted.eq(halts)
+        m.d.comb += stops.eq(lasts | ResetSignal(allow_reset_less=True))
+        m.d.sync += halted.eq(lasts | outside.any() | failed)
 
         # The line that arrived last, in one cycle, and whose it is.
         line, delivered = Signal(self.config.line_bits, reset_less=True), Signal(count)
@@ -226,7 +226,9 @@ class ReadPort(wiring.Component):
             errors.sources[count].report.client.eq(failed_client),
             self.quiet.eq((outstanding == 0) & ~recent & Cat(nothing_queued).all()),
         ]
-        m.d.sync += delivered.eq(Cat(line_end & ~halts & (expected.output.payload.client == i) for i in range(count)))
+        # Whether a request is outside comes from far away: a line that ends in that very cycle is good, and delivered.
+        m.d.sync += delivered.eq(Cat(line_end & ~lasts & ~failed & (expected.output.payload.client == i)
+                                     for i in range(count)))
         with m.If(taken):
             m.d.sync += line.word_select(beat, 8 * self.config.beat_bytes).eq(self.axi.rdata)
             if beats > 1:

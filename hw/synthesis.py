@@ -17,6 +17,7 @@ import statistics
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from amaranth.back import verilog
@@ -228,7 +229,7 @@ def grouped(cells: dict[str, int]) -> dict[str, int]:
 
 def run(design: str, config: CoreConfig, device: str, out: Path, *, seeds=(1, 2, 3), route: bool = True,
         placer: str | None = None, router: str = "router1", refinements: int = 0, floorplans: int = 0,
-        log=print) -> dict:
+        jobs: int = 1, log=print) -> dict:
     """Synthesise one design; returns its cells and, on ECP5 with ``route``, the clock rates of the seeds.
 
     nextpnr's ``placer`` is heap, but static for the core: its shorter wires are what lets a routing end. With
@@ -236,7 +237,7 @@ def run(design: str, config: CoreConfig, device: str, out: Path, *, seeds=(1, 2,
     wires get no shorter, with late cells still far from each other, and begins with longer moves each time. It is
     called again from nextpnr's own Python, which only a native one has. Before the seeds the design is placed
     ``floorplans`` times, and each time block RAMs and multipliers get the sites with the shortest wires to all other
-    cells (`hw/floorplan.py`).
+    cells (`hw/floorplan.py`). ``jobs`` seeds are placed and routed at a time.
     """
     if design not in DESIGNS:
         raise SynthesisError(f"unknown design {design!r}: choose from {', '.join(DESIGNS)}")
@@ -265,7 +266,7 @@ def run(design: str, config: CoreConfig, device: str, out: Path, *, seeds=(1, 2,
               "seconds": round(time.monotonic() - started)}
     if device != "ecp5" or not route:
         return result
-    nextpnr, rates = _tool("nextpnr-ecp5"), []
+    nextpnr = _tool("nextpnr-ecp5")
     placer = placer or ("static" if design == "core" else "heap")
     if refinements < 0:
         raise SynthesisError(f"a placement cannot be refined {refinements} times: choose --refinements 0 or more")
@@ -276,6 +277,8 @@ def run(design: str, config: CoreConfig, device: str, out: Path, *, seeds=(1, 2,
                              "PATH or choose --refinements 0")
     if floorplans < 0:
         raise SynthesisError(f"there is no floorplan after {floorplans} placements: choose --floorplans 0 or more")
+    if jobs < 1:
+        raise SynthesisError(f"{jobs} seeds at a time give no clock rate: choose --jobs 1 or more")
     refine = []
     if refinements:
         (folder / "refine.py").write_text(f"for _ in range({refinements}):\n    ctx.place()\n")
@@ -295,23 +298,30 @@ def run(design: str, config: CoreConfig, device: str, out: Path, *, seeds=(1, 2,
         bind(pins, sites)
         (folder / "pins.json").write_text(json.dumps(pins))
         log(f"{name}: floorplan {turn}: sites of {len(sites)} block RAMs and multipliers")
-    for seed in seeds:
-        timing = folder / f"report-{seed}.json"
-        command = [*place, "--seed", seed, "--router", router, *refine, "--report", timing.name]
+    pins = json.loads((folder / "pins.json").read_text())
+
+    def command(seed):
+        return [*place, "--seed", seed, "--router", router, *refine, "--report", f"report-{seed}.json"]
+
+    def rate(seed):
         started = time.monotonic()
-        _call(command, folder / f"nextpnr-{seed}.log", timing)
-        routed = json.loads(timing.read_text())
-        clocks = routed["fmax"]
-        if not clocks:
+        _call(command(seed), folder / f"nextpnr-{seed}.log", folder / f"report-{seed}.json")
+        routed = json.loads((folder / f"report-{seed}.json").read_text())
+        if not routed["fmax"]:
             raise SynthesisError(f"nextpnr reports no clock (log: {folder / f'nextpnr-{seed}.log'})")
-        rates.append(round(min(clock["achieved"] for clock in clocks.values()), 1))
+        mhz = round(min(clock["achieved"] for clock in routed["fmax"].values()), 1)
         timings = routed.get("detailed_net_timings", [])
-        late = late_endpoints(json.loads((folder / "pins.json").read_text()), timings)
-        (folder / f"late_endpoints-{seed}.txt").write_text(later(timings, 1000 / goal) + report(late))
-        log(f"{name}: seed {seed}: {rates[-1]} MHz ({time.monotonic() - started:.0f} s)")
+        late = later(timings, 1000 / goal) + report(late_endpoints(pins, timings))
+        (folder / f"late_endpoints-{seed}.txt").write_text(late)
+        log(f"{name}: seed {seed}: {mhz} MHz ({time.monotonic() - started:.0f} s)")
+        return mhz
+
+    with ThreadPoolExecutor(jobs) as pool:
+        rates = list(pool.map(rate, seeds))
     return result | {"seeds": list(seeds), "mhz": rates, "mhz_median": statistics.median(rates),
                      "mhz_spread": round(max(rates) - min(rates), 1), "nextpnr": _version(nextpnr),
-                     "floorplans": floorplans, "place_and_route": " ".join(map(str, ["nextpnr-ecp5", *command[1:]]))}
+                     "floorplans": floorplans,
+                     "place_and_route": " ".join(map(str, ["nextpnr-ecp5", *command(seeds[-1])[1:]]))}
 
 
 def table(results: list[dict], baseline: list[dict] = ()) -> str:
@@ -348,7 +358,7 @@ def main(options, config: CoreConfig) -> int:
             seeds = range(1, options.seeds + 1)
             results.append(run(design, config, device, options.out, seeds=seeds, route=not options.no_route,
                                placer=options.placer, router=options.router, refinements=options.refinements,
-                               floorplans=options.floorplans,
+                               floorplans=options.floorplans, jobs=options.jobs,
                                log=lambda line: print(line, file=sys.stderr, flush=True)))
             (options.out / f"{config.name}.json").write_text(json.dumps(results, indent=1) + "\n")
     baseline = read_baseline()

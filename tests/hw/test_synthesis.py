@@ -47,6 +47,18 @@ def test_cells_and_rates_reach_the_table(tools, tmp_path):
     assert "| array | tiny | ecp5 | 100 (+10) | 7 | 50 | 16 |" in text and "| 6.2 | 102.0 (2.0) |" in text
 
 
+def test_seeds_run_side_by_side(tools, tmp_path):
+    """A seed waits here for the other: one after the other, neither ends."""
+    tools(nextpnr_ecp5="""for seed; do [ "$last" = --seed ] && break; last=$seed; done
+touch started-$seed
+for i in $(seq 100); do [ -e started-1 -a -e started-2 ] && break; sleep 0.1; done
+[ -e started-1 -a -e started-2 ] && echo "{\\"fmax\\": {\\"clk\\": {\\"achieved\\": 10$seed}}}" > report-$seed.json""")
+    row = synthesis.run("array", PRESETS["tiny"], "ecp5", tmp_path, seeds=(1, 2), jobs=2, log=lambda _: None)
+    assert row["mhz"] == [101, 102]
+    with pytest.raises(synthesis.SynthesisError, match="--jobs 1 or more"):
+        synthesis.run("array", PRESETS["tiny"], "ecp5", tmp_path, jobs=0, log=lambda _: None)
+
+
 @pytest.mark.parametrize("design, mapping, options", [
     ("array", "-run begin:check", "--freq 150 .* --placer heap .* --router router1"),
     ("core", "-run begin:map_luts; abc -dress -lut 4:5; .* -run map_cells:check",
