@@ -30,6 +30,8 @@ def main(arguments=None) -> int:
                        "a native nextpnr (default 0)")
     synth.add_argument("--floorplans", type=int, default=0, help="place so many times before the seeds, each time to "
                        "choose the sites of block RAMs and multipliers (default 0)")
+    synth.add_argument("--sites", type=Path, help="a floorplan: hw/floorplans has one of the core, --floorplans leaves "
+                       "sites.json beside the netlist")
     synth.add_argument("--jobs", type=int, default=1, help="placements at a time (default 1; one of a core takes about "
                        "3 GB)")
     synth.add_argument("--no-route", action="store_true", help="synthesis only")

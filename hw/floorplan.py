@@ -4,6 +4,9 @@ nextpnr's static placer gives these cells their sites by a random search, long b
 and never moves them far again. A cell with a ``BEL`` attribute has its site from the start. `floorplan` takes a
 placement that is done and finds the sites with the least total half-perimeter of nets: an assignment problem for each
 type of cell, solved again until no turn makes it shorter, as these cells have wires to each other too.
+
+A floorplan is kept by names without the numbers that yosys counts up and lines of Verilog (`stable_names`), so that it
+serves again after changes of RTL that leave these cells as they were.
 """
 
 from __future__ import annotations
@@ -16,7 +19,7 @@ from scipy.optimize import linear_sum_assignment
 
 from .few_pins import top_module
 
-__all__ = ["SITES", "bind", "floorplan"]
+__all__ = ["SITES", "bind", "floorplan", "recall", "stable_names"]
 
 # LFE5U-85F: rows of 13 blocks, of four block RAMs or four multipliers each, seven of them left of the clock's spine.
 # Four multipliers share four clock enables. One enable is constant and each multiplier of the array has its own, so
@@ -85,3 +88,34 @@ def bind(netlist: dict, sites: dict[str, str]) -> None:
     cells = top_module(netlist)["cells"]
     for name, site in sites.items():
         cells[name]["attributes"]["BEL"] = site
+
+
+def stable_names(netlist: dict) -> dict[str, str]:
+    """The names of the cells that have sites in a floorplan, by what they are kept as: several that differ in numbers
+    alone are counted in their order."""
+    def order(name):
+        return [int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", name)]
+
+    names, count = {}, defaultdict(int)
+    for name in sorted((n for n, cell in top_module(netlist)["cells"].items() if cell["type"] in SITES), key=order):
+        plain = re.sub(r"\$\d+", "", re.sub(r"\w+\.v:\d+", "", name))
+        names[f"{plain}#{count[plain]}"] = name
+        count[plain] += 1
+    return names
+
+
+def recall(netlist: dict, kept: dict[str, str]) -> dict[str, str]:
+    """The sites of a netlist's cells, from a floorplan that was kept by stable names.
+
+    Raises ValueError if the netlist has other cells than the floorplan, or a site is none or taken twice.
+    """
+    names, cells = stable_names(netlist), top_module(netlist)["cells"]
+    for only, text in ((names.keys() - kept, "has no site for"), (kept.keys() - names, "has a site for unknown")):
+        if only:
+            raise ValueError(f"the floorplan {text} {min(only)!r} ({len(only)} such): it is of another netlist")
+    for name, site in kept.items():
+        if site not in SITES[cells[names[name]]["type"]]:
+            raise ValueError(f"{site!r} is no site for {name!r}")
+    if len(set(kept.values())) < len(kept):
+        raise ValueError("the floorplan gives a site to two cells")
+    return {names[name]: site for name, site in kept.items()}

@@ -35,7 +35,7 @@ from .divider import Divider
 from .dsp_registers import absorb_registers
 from .feeder import Feeder
 from .few_pins import few_pins
-from .floorplan import bind, floorplan
+from .floorplan import bind, floorplan, recall, stable_names
 from .fold import Fold
 from .isqrt import SquareRoot
 from .lanes import Lanes, roundings, target_bits
@@ -229,7 +229,7 @@ def grouped(cells: dict[str, int]) -> dict[str, int]:
 
 def run(design: str, config: CoreConfig, device: str, out: Path, *, seeds=(1, 2, 3), route: bool = True,
         placer: str | None = None, router: str = "router1", refinements: int = 0, floorplans: int = 0,
-        jobs: int = 1, log=print) -> dict:
+        sites: Path | None = None, jobs: int = 1, log=print) -> dict:
     """Synthesise one design; returns its cells and, on ECP5 with ``route``, the clock rates of the seeds.
 
     nextpnr's ``placer`` is heap, but static for the core: its shorter wires are what lets a routing end. With
@@ -237,13 +237,35 @@ def run(design: str, config: CoreConfig, device: str, out: Path, *, seeds=(1, 2,
     wires get no shorter, with late cells still far from each other, and begins with longer moves each time. It is
     called again from nextpnr's own Python, which only a native one has. Before the seeds the design is placed
     ``floorplans`` times, and each time block RAMs and multipliers get the sites with the shortest wires to all other
-    cells (`hw/floorplan.py`). ``jobs`` seeds are placed and routed at a time.
+    cells (`hw/floorplan.py`), or they get those of the floorplan in file ``sites``. It leaves them in
+    ``sites.json``. ``jobs`` seeds are placed and routed at a time.
     """
     if design not in DESIGNS:
         raise SynthesisError(f"unknown design {design!r}: choose from {', '.join(DESIGNS)}")
     if device not in DEVICES:
         raise SynthesisError(f"unknown device {device!r}: choose from {', '.join(DEVICES)}")
     yosys = _tool("yosys")
+    route = route and device == "ecp5"
+    if route:
+        nextpnr = _tool("nextpnr-ecp5")
+        placer = placer or ("static" if design == "core" else "heap")
+        if refinements < 0:
+            raise SynthesisError(f"a placement cannot be refined {refinements} times: choose --refinements 0 or more")
+        if refinements and placer != "static":
+            raise SynthesisError("only the placer static can refine again: choose --placer static or --refinements 0")
+        if refinements and not _has_python(nextpnr):
+            raise SynthesisError(f"{nextpnr} has no Python, so it cannot refine again: put a native nextpnr-ecp5 on "
+                                 "PATH or choose --refinements 0")
+        if floorplans < 0:
+            raise SynthesisError(f"there is no floorplan after {floorplans} placements: choose --floorplans 0 or more")
+        if floorplans and sites:
+            raise SynthesisError("there is one floorplan: choose --floorplans or --sites")
+        try:
+            kept = json.loads(sites.read_text()) if sites else None
+        except (OSError, ValueError) as error:
+            raise SynthesisError(f"no floorplan in {sites}: {error}") from None
+        if jobs < 1:
+            raise SynthesisError(f"{jobs} seeds at a time give no clock rate: choose --jobs 1 or more")
     name = f"{design.replace('+', '-')}-{config.name}-{device}"
     folder = (Path(out) / name).resolve()
     folder.mkdir(parents=True, exist_ok=True)
@@ -264,21 +286,8 @@ def run(design: str, config: CoreConfig, device: str, out: Path, *, seeds=(1, 2,
     result = {"design": design, "core": config.name, "rows": config.rows, "columns": config.columns,
               "device": device, "cells": cells, **grouped(cells), "yosys": _version(yosys), "script": script,
               "seconds": round(time.monotonic() - started)}
-    if device != "ecp5" or not route:
+    if not route:
         return result
-    nextpnr = _tool("nextpnr-ecp5")
-    placer = placer or ("static" if design == "core" else "heap")
-    if refinements < 0:
-        raise SynthesisError(f"a placement cannot be refined {refinements} times: choose --refinements 0 or more")
-    if refinements and placer != "static":
-        raise SynthesisError("only the placer static can refine again: choose --placer static or --refinements 0")
-    if refinements and not _has_python(nextpnr):
-        raise SynthesisError(f"{nextpnr} has no Python, so it cannot refine again: put a native nextpnr-ecp5 on "
-                             "PATH or choose --refinements 0")
-    if floorplans < 0:
-        raise SynthesisError(f"there is no floorplan after {floorplans} placements: choose --floorplans 0 or more")
-    if jobs < 1:
-        raise SynthesisError(f"{jobs} seeds at a time give no clock rate: choose --jobs 1 or more")
     refine = []
     if refinements:
         (folder / "refine.py").write_text(f"for _ in range({refinements}):\n    ctx.place()\n")
@@ -286,19 +295,29 @@ def run(design: str, config: CoreConfig, device: str, out: Path, *, seeds=(1, 2,
     goal = CORE_GOAL_MHZ if design == "core" else GOAL_MHZ
     place = [nextpnr, "--85k", "--speed", "6", "--package", "CABGA756", "--json", "pins.json", "--freq", goal,
              *PLACE_AND_ROUTE, "--placer", placer, "-q"]
+    pins = json.loads((folder / "pins.json").read_text())
+
+    def fix(cells):
+        bind(pins, cells)
+        (folder / "pins.json").write_text(json.dumps(pins))
+        named = {stable: cells[cell] for stable, cell in stable_names(pins).items()}
+        (folder / "sites.json").write_text(json.dumps(named, indent=0) + "\n")
+
+    (folder / "sites.json").unlink(missing_ok=True)
+    if kept is not None:
+        try:
+            fix(recall(pins, kept))
+        except ValueError as error:
+            raise SynthesisError(f"no floorplan in {sites}: {error}") from None
     for turn in range(1, floorplans + 1):
         placed = folder / "placed.json"
         _call([*place, "--seed", seeds[0], "--no-route", "--write", placed.name],
               folder / f"floorplan-{turn}.log", placed)
         try:
-            sites = floorplan(json.loads(placed.read_text()))
+            fix(floorplan(json.loads(placed.read_text())))
         except ValueError as error:
             raise SynthesisError(f"no floorplan: {error}") from None
-        pins = json.loads((folder / "pins.json").read_text())
-        bind(pins, sites)
-        (folder / "pins.json").write_text(json.dumps(pins))
-        log(f"{name}: floorplan {turn}: sites of {len(sites)} block RAMs and multipliers")
-    pins = json.loads((folder / "pins.json").read_text())
+        log(f"{name}: floorplan {turn}: {folder / 'sites.json'}")
 
     def command(seed):
         return [*place, "--seed", seed, "--router", router, *refine, "--report", f"report-{seed}.json"]
@@ -320,7 +339,7 @@ def run(design: str, config: CoreConfig, device: str, out: Path, *, seeds=(1, 2,
         rates = list(pool.map(rate, seeds))
     return result | {"seeds": list(seeds), "mhz": rates, "mhz_median": statistics.median(rates),
                      "mhz_spread": round(max(rates) - min(rates), 1), "nextpnr": _version(nextpnr),
-                     "floorplans": floorplans,
+                     "floorplans": floorplans, "sites": str(sites) if sites else None,
                      "place_and_route": " ".join(map(str, ["nextpnr-ecp5", *command(seeds[-1])[1:]]))}
 
 
@@ -358,7 +377,7 @@ def main(options, config: CoreConfig) -> int:
             seeds = range(1, options.seeds + 1)
             results.append(run(design, config, device, options.out, seeds=seeds, route=not options.no_route,
                                placer=options.placer, router=options.router, refinements=options.refinements,
-                               floorplans=options.floorplans, jobs=options.jobs,
+                               floorplans=options.floorplans, sites=options.sites, jobs=options.jobs,
                                log=lambda line: print(line, file=sys.stderr, flush=True)))
             (options.out / f"{config.name}.json").write_text(json.dumps(results, indent=1) + "\n")
     baseline = read_baseline()

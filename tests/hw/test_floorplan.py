@@ -2,10 +2,11 @@
 
 import itertools
 import random
+import re
 
 import pytest
 
-from hw.floorplan import SITES, bind, floorplan
+from hw.floorplan import SITES, bind, floorplan, recall, stable_names
 
 
 def placed(cells):
@@ -69,3 +70,30 @@ def test_a_placement_that_is_none_or_too_large_is_named():
         floorplan(placed({"ram": ("DP16KD", "", [1])}))
     with pytest.raises(ValueError, match="209 DP16KD for 208 sites"):
         floorplan(placed({f"ram{k}": ("DP16KD", "X4/Y22/EBR0", [k]) for k in range(209)}))
+
+
+def test_a_floorplan_serves_again_when_numbers_and_lines_are_others():
+    def netlist(line, number):
+        names = [f"core.array.$mul$design.v:{line + k}${number + k}" for k in (9, 10, 2)]
+        return placed({name: ("MULT18X18D", "", [1]) for name in names}
+                      | {f"core.q$8{number}.memory.0.{k}": ("DP16KD", "", [1]) for k in (2, 10)}
+                      | {"logic": ("TRELLIS_FF", "", [1])}), names
+
+    before, names = netlist(90, 400)
+    sites = dict(zip(names, SITES["MULT18X18D"], strict=False))
+    sites |= dict(zip(("core.q$8400.memory.0.2", "core.q$8400.memory.0.10"), SITES["DP16KD"], strict=False))
+    kept = {stable: sites[name] for stable, name in stable_names(before).items()}
+    assert kept.keys() == {*(f"core.array.$mul$#{k}" for k in range(3)), *(f"core.q.memory.0.{k}#0" for k in (2, 10))}
+    assert recall(before, kept) == sites
+    after, others = netlist(1095, 88)
+    assert [recall(after, kept)[name] for name in others] == [sites[name] for name in names]
+
+
+@pytest.mark.parametrize("sites, message", [
+    ({"a#0": "X4/Y22/EBR0"}, "the floorplan has no site for 'b#0' (1 such)"),
+    ({"a#0": "X4/Y22/EBR0", "b#0": "X6/Y22/EBR1", "c#0": "X8/Y22/EBR2"}, "has a site for unknown 'c#0'"),
+    ({"a#0": "X4/Y22/EBR0", "b#0": "X6/Y23/EBR1"}, "'X6/Y23/EBR1' is no site for 'b#0'"),
+    ({"a#0": "X4/Y22/EBR0", "b#0": "X4/Y22/EBR0"}, "gives a site to two cells")])
+def test_a_floorplan_of_something_else_is_named(sites, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        recall(placed({name: ("DP16KD", "", [1]) for name in "ab"}), sites)

@@ -105,8 +105,8 @@ def test_block_rams_stand_where_a_placement_before_wants_them(tools, tmp_path):
 *) grep -q '"BEL": "X' pins.json && echo '{{"fmax": {{"clk": {{"achieved": 101}}}}}}' > report-1.json;;
 esac""")
 
-    def rates(floorplans):
-        return synthesis.run("core", PRESETS["tiny"], "ecp5", tmp_path, seeds=(1,), floorplans=floorplans,
+    def rates(floorplans, sites=None):
+        return synthesis.run("core", PRESETS["tiny"], "ecp5", tmp_path, seeds=(1,), floorplans=floorplans, sites=sites,
                              log=lambda _: None)["mhz"]
 
     assert rates(1) == [101] and rates(2) == [101]
@@ -114,6 +114,17 @@ esac""")
         rates(0)
     with pytest.raises(synthesis.SynthesisError, match="--floorplans 0 or more"):
         rates(-1)
+    kept = tmp_path / "core-tiny-ecp5" / "sites.json"
+    assert not kept.exists()
+    rates(1)
+    assert json.loads(kept.read_text()).keys() == {"ram#0"}
+    assert rates(0, kept) == rates(0, kept) == [101]        # taken from where it will be left again
+    for text, message in (("{}", "has no site for 'ram#0'"), ("{", "no floorplan in .*sites.json")):
+        kept.write_text(text)
+        with pytest.raises(synthesis.SynthesisError, match=message):
+            rates(0, kept)
+    with pytest.raises(synthesis.SynthesisError, match="choose --floorplans or --sites"):
+        rates(1, kept)
     (tmp_path / "placed").write_text((tmp_path / "netlist").read_text())
     with pytest.raises(synthesis.SynthesisError, match="no floorplan: cell 'ram' is not placed"):
         rates(1)
