@@ -112,7 +112,8 @@ def recall(netlist: dict, kept: dict[str, str]) -> dict[str, str]:
     names, cells = stable_names(netlist), top_module(netlist)["cells"]
     for only, text in ((names.keys() - kept, "has no site for"), (kept.keys() - names, "has a site for unknown")):
         if only:
-            raise ValueError(f"the floorplan {text} {min(only)!r} ({len(only)} such): it is of another netlist")
+            raise ValueError(f"the floorplan {text} {min(only)!r} ({len(only)} such): it is of another netlist, "
+                             "--floorplans 1 makes one of this")
     for name, site in kept.items():
         if site not in SITES[cells[names[name]]["type"]]:
             raise ValueError(f"{site!r} is no site for {name!r}")

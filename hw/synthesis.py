@@ -227,6 +227,43 @@ def grouped(cells: dict[str, int]) -> dict[str, int]:
             for group, pattern in GROUPS.items()}
 
 
+def _kept_floorplan(nextpnr: str, placer: str, refinements: int, floorplans: int, sites: Path | None,
+                    jobs: int) -> dict | None:
+    """The floorplan in file ``sites``, if there is one; refuses options of `run` that cannot work."""
+    if refinements < 0:
+        raise SynthesisError(f"a placement cannot be refined {refinements} times: choose --refinements 0 or more")
+    if refinements and placer != "static":
+        raise SynthesisError("only the placer static can refine again: choose --placer static or --refinements 0")
+    if refinements and not _has_python(nextpnr):
+        raise SynthesisError(f"{nextpnr} has no Python, so it cannot refine again: put a native nextpnr-ecp5 on "
+                             "PATH or choose --refinements 0")
+    if floorplans < 0:
+        raise SynthesisError(f"there is no floorplan after {floorplans} placements: choose --floorplans 0 or more")
+    if floorplans and sites:
+        raise SynthesisError("there is one floorplan: choose --floorplans or --sites")
+    if jobs < 1:
+        raise SynthesisError(f"{jobs} seeds at a time give no clock rate: choose --jobs 1 or more")
+    try:
+        return json.loads(sites.read_text()) if sites else None
+    except (OSError, ValueError) as error:
+        raise SynthesisError(f"no floorplan in {sites}: {error}") from None
+
+
+def _fix_sites(folder: Path, choose, log) -> None:
+    """Give block RAMs and multipliers the sites that ``choose`` finds for the netlist, and leave these in a file."""
+    pins, chosen = folder / "pins.json", folder / "sites.json"
+    netlist = json.loads(pins.read_text())
+    try:
+        sites = choose(netlist)
+    except ValueError as error:
+        raise SynthesisError(f"no floorplan: {error}") from None
+    bind(netlist, sites)
+    pins.write_text(json.dumps(netlist))
+    kept = {stable: sites[name] for stable, name in stable_names(netlist).items()}
+    chosen.write_text(json.dumps(kept, indent=0) + "\n")
+    log(f"floorplan: {chosen}")
+
+
 def run(design: str, config: CoreConfig, device: str, out: Path, *, seeds=(1, 2, 3), route: bool = True,
         placer: str | None = None, router: str = "router1", refinements: int = 0, floorplans: int = 0,
         sites: Path | None = None, jobs: int = 1, log=print) -> dict:
@@ -237,8 +274,8 @@ def run(design: str, config: CoreConfig, device: str, out: Path, *, seeds=(1, 2,
     wires get no shorter, with late cells still far from each other, and begins with longer moves each time. It is
     called again from nextpnr's own Python, which only a native one has. Before the seeds the design is placed
     ``floorplans`` times, and each time block RAMs and multipliers get the sites with the shortest wires to all other
-    cells (`hw/floorplan.py`), or they get those of the floorplan in file ``sites``. It leaves them in
-    ``sites.json``. ``jobs`` seeds are placed and routed at a time.
+    cells (`hw/floorplan.py`); or they get those of the floorplan in file ``sites``. Both are left in ``sites.json``.
+    ``jobs`` seeds are placed and routed at a time.
     """
     if design not in DESIGNS:
         raise SynthesisError(f"unknown design {design!r}: choose from {', '.join(DESIGNS)}")
@@ -247,28 +284,15 @@ def run(design: str, config: CoreConfig, device: str, out: Path, *, seeds=(1, 2,
     yosys = _tool("yosys")
     route = route and device == "ecp5"
     if route:
-        nextpnr = _tool("nextpnr-ecp5")
-        placer = placer or ("static" if design == "core" else "heap")
-        if refinements < 0:
-            raise SynthesisError(f"a placement cannot be refined {refinements} times: choose --refinements 0 or more")
-        if refinements and placer != "static":
-            raise SynthesisError("only the placer static can refine again: choose --placer static or --refinements 0")
-        if refinements and not _has_python(nextpnr):
-            raise SynthesisError(f"{nextpnr} has no Python, so it cannot refine again: put a native nextpnr-ecp5 on "
-                                 "PATH or choose --refinements 0")
-        if floorplans < 0:
-            raise SynthesisError(f"there is no floorplan after {floorplans} placements: choose --floorplans 0 or more")
-        if floorplans and sites:
-            raise SynthesisError("there is one floorplan: choose --floorplans or --sites")
-        try:
-            kept = json.loads(sites.read_text()) if sites else None
-        except (OSError, ValueError) as error:
-            raise SynthesisError(f"no floorplan in {sites}: {error}") from None
-        if jobs < 1:
-            raise SynthesisError(f"{jobs} seeds at a time give no clock rate: choose --jobs 1 or more")
+        nextpnr, placer = _tool("nextpnr-ecp5"), placer or ("static" if design == "core" else "heap")
+        kept = _kept_floorplan(nextpnr, placer, refinements, floorplans, sites, jobs)
     name = f"{design.replace('+', '-')}-{config.name}-{device}"
     folder = (Path(out) / name).resolve()
     folder.mkdir(parents=True, exist_ok=True)
+
+    def note(line):
+        log(f"{name}: {line}")
+
     (folder / "design.v").write_text(verilog.convert(DESIGNS[design](config), name="design"))
     synth = f"{DEVICES[device]} -top design -run"
     # Without the last steps, which rename every cell: hours for a core.
@@ -278,11 +302,11 @@ def run(design: str, config: CoreConfig, device: str, out: Path, *, seeds=(1, 2,
     script = (f"read_verilog design.v; {KEEP}; {steps}; hierarchy -check; check -noinit; blackbox =A:whitebox; "
               "write_json netlist.json; tee -q -o cells.json stat -json")
     started = time.monotonic()
-    log(f"{name}: synthesis")
+    note("synthesis")
     _call([yosys, "-q", "-p", script], folder / "yosys.log", folder / "cells.json")
     cells = _cells(folder / "cells.json", "design")
     if device == "ecp5":
-        cells["TRELLIS_FF"] = cells.get("TRELLIS_FF", 0) - _finish(folder, lambda line: log(f"{name}: {line}"))
+        cells["TRELLIS_FF"] = cells.get("TRELLIS_FF", 0) - _finish(folder, note)
     result = {"design": design, "core": config.name, "rows": config.rows, "columns": config.columns,
               "device": device, "cells": cells, **grouped(cells), "yosys": _version(yosys), "script": script,
               "seconds": round(time.monotonic() - started)}
@@ -295,44 +319,30 @@ def run(design: str, config: CoreConfig, device: str, out: Path, *, seeds=(1, 2,
     goal = CORE_GOAL_MHZ if design == "core" else GOAL_MHZ
     place = [nextpnr, "--85k", "--speed", "6", "--package", "CABGA756", "--json", "pins.json", "--freq", goal,
              *PLACE_AND_ROUTE, "--placer", placer, "-q"]
-    pins = json.loads((folder / "pins.json").read_text())
-
-    def fix(cells):
-        bind(pins, cells)
-        (folder / "pins.json").write_text(json.dumps(pins))
-        named = {stable: cells[cell] for stable, cell in stable_names(pins).items()}
-        (folder / "sites.json").write_text(json.dumps(named, indent=0) + "\n")
-
+    placed = folder / "placed.json"
     (folder / "sites.json").unlink(missing_ok=True)
     if kept is not None:
-        try:
-            fix(recall(pins, kept))
-        except ValueError as error:
-            raise SynthesisError(f"no floorplan in {sites}: {error}") from None
+        _fix_sites(folder, lambda netlist: recall(netlist, kept), note)
     for turn in range(1, floorplans + 1):
-        placed = folder / "placed.json"
         _call([*place, "--seed", seeds[0], "--no-route", "--write", placed.name],
               folder / f"floorplan-{turn}.log", placed)
-        try:
-            fix(floorplan(json.loads(placed.read_text())))
-        except ValueError as error:
-            raise SynthesisError(f"no floorplan: {error}") from None
-        log(f"{name}: floorplan {turn}: {folder / 'sites.json'}")
+        _fix_sites(folder, lambda _: floorplan(json.loads(placed.read_text())), note)
 
-    def command(seed):
+    def place_and_route(seed):
         return [*place, "--seed", seed, "--router", router, *refine, "--report", f"report-{seed}.json"]
 
     def rate(seed):
         started = time.monotonic()
-        _call(command(seed), folder / f"nextpnr-{seed}.log", folder / f"report-{seed}.json")
-        routed = json.loads((folder / f"report-{seed}.json").read_text())
+        timing, text = folder / f"report-{seed}.json", folder / f"nextpnr-{seed}.log"
+        _call(place_and_route(seed), text, timing)
+        routed = json.loads(timing.read_text())
         if not routed["fmax"]:
-            raise SynthesisError(f"nextpnr reports no clock (log: {folder / f'nextpnr-{seed}.log'})")
+            raise SynthesisError(f"nextpnr reports no clock (log: {text})")
         mhz = round(min(clock["achieved"] for clock in routed["fmax"].values()), 1)
         timings = routed.get("detailed_net_timings", [])
-        late = later(timings, 1000 / goal) + report(late_endpoints(pins, timings))
-        (folder / f"late_endpoints-{seed}.txt").write_text(late)
-        log(f"{name}: seed {seed}: {mhz} MHz ({time.monotonic() - started:.0f} s)")
+        late = late_endpoints(json.loads((folder / "pins.json").read_text()), timings)
+        (folder / f"late_endpoints-{seed}.txt").write_text(later(timings, 1000 / goal) + report(late))
+        note(f"seed {seed}: {mhz} MHz ({time.monotonic() - started:.0f} s)")
         return mhz
 
     with ThreadPoolExecutor(jobs) as pool:
@@ -340,7 +350,7 @@ def run(design: str, config: CoreConfig, device: str, out: Path, *, seeds=(1, 2,
     return result | {"seeds": list(seeds), "mhz": rates, "mhz_median": statistics.median(rates),
                      "mhz_spread": round(max(rates) - min(rates), 1), "nextpnr": _version(nextpnr),
                      "floorplans": floorplans, "sites": str(sites) if sites else None,
-                     "place_and_route": " ".join(map(str, ["nextpnr-ecp5", *command(seeds[-1])[1:]]))}
+                     "place_and_route": " ".join(map(str, ["nextpnr-ecp5", *place_and_route(seeds[-1])[1:]]))}
 
 
 def table(results: list[dict], baseline: list[dict] = ()) -> str:
