@@ -318,7 +318,7 @@ def run(design: str, config: CoreConfig, device: str, out: Path, *, seeds=(1, 2,
         refine = ["--pre-route", "refine.py"]
     goal = CORE_GOAL_MHZ if design == "core" else GOAL_MHZ
     place = [nextpnr, "--85k", "--speed", "6", "--package", "CABGA756", "--json", "pins.json", "--freq", goal,
-             *PLACE_AND_ROUTE, "--placer", placer, "-q"]
+             *PLACE_AND_ROUTE, "--placer", placer]
     placed = folder / "placed.json"
     (folder / "sites.json").unlink(missing_ok=True)
     if kept is not None:
@@ -334,6 +334,7 @@ def run(design: str, config: CoreConfig, device: str, out: Path, *, seeds=(1, 2,
     def rate(seed):
         started = time.monotonic()
         timing, text = folder / f"report-{seed}.json", folder / f"nextpnr-{seed}.log"
+        note(f"seed {seed}: {text}")
         _call(place_and_route(seed), text, timing)
         routed = json.loads(timing.read_text())
         if not routed["fmax"]:
