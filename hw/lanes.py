@@ -218,7 +218,8 @@ class Lanes(wiring.Component):
             results.input.payload.eq(into_results),
         ]
         m.d.sync += [need_other.eq(settings.mask | settings.subtract | settings.label),
-                     paused.eq(step & settings.label),
+                     # A label is seen a cycle after it came.
+                     paused.eq(settings.label & (step | ~self.other.valid)),
                      need_choice.eq(settings.unpool | settings.blocked.any())]
         position = Cat(~nest.at_first[4], ~nest.at_first[2])
         bound, least, target = Signal(31), Signal(signed(32)), Signal(32)
@@ -230,8 +231,10 @@ class Lanes(wiring.Component):
         with m.If(settings.limit != 0):
             m.d.sync += bound.eq(settings.limit)
         m.d.sync += target.eq(1 << settings.label_log2)
+        label = Signal(8, reset_less=True)      # a register, because the label's way here is long
+        m.d.sync += label.eq(self.label)
         here = Signal()              # this vector holds the label's channel
-        m.d.comb += here.eq(settings.label & (nest.value_channel[lane_bits:] == self.label[lane_bits:]))
+        m.d.comb += here.eq(settings.label & (nest.value_channel[lane_bits:] == label[lane_bits:]))
         m.d.sync += [chosen.eq(step), subtracted.eq(chosen), measured.eq(subtracted), results.input.valid.eq(measured)]
         for i in range(lanes_count):
             head = rounded.output.payload[i]
@@ -256,9 +259,9 @@ class Lanes(wiring.Component):
                 high.eq(bound), low.eq(least),
                 minuend.eq(Mux(settings.subtract, other, y)), zeroed.eq(~settings.subtract & zero),
                 place.eq(source2.position),
-                subtrahend.eq(Mux(settings.subtract, y, 0)), labelled.eq(here & (self.label[:lane_bits] == i)),
+                subtrahend.eq(Mux(settings.subtract, y, 0)), labelled.eq(here & (label[:lane_bits] == i)),
                 difference.eq(minuend - Mux(labelled, target, subtrahend)), nothing.eq(zeroed | unpooled),
-                value.eq(Mux(nothing, 0, difference)), above.eq(~nothing & (difference > high)),
+                value.eq(Mux(nothing, 0, difference)), above.eq(~nothing & (high < difference)),
                 below.eq(~nothing & (difference < low)),
                 into_results.values[i].eq(Mux(above, high, Mux(below, low, value))),
             ]

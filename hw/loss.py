@@ -178,7 +178,7 @@ class NitiLoss(wiring.Component):
                 walk.load(self.logits.valid & self.label.valid)
             with m.State("STORE"):
                 m.d.comb += [write.en.eq(1), write.addr.eq(position), write.data.eq(logit)]
-                m.d.sync += exceeds.eq(first | (logit > largest_logit))
+                m.d.sync += exceeds.eq(first | (largest_logit < logit))
                 walk.store("HEAD")
             with m.State("HEAD"):
                 m.d.comb += [enter.eq(1), enter_head.eq(1)]

@@ -57,7 +57,7 @@ class RangeDetector(wiring.Component):
                 pair = compared[2 * k:2 * k + 2]
                 if len(pair) == 2:
                     first = Signal(name=f"first{level}_{k}", reset_less=True)
-                    m.d.sync += [first.eq(magnitudes[2 * k] > magnitudes[2 * k + 1]), chosen.eq(Mux(first, *pair))]
+                    m.d.sync += [first.eq(magnitudes[2 * k + 1] < magnitudes[2 * k]), chosen.eq(Mux(first, *pair))]
                 else:
                     m.d.sync += chosen.eq(pair[0])
             magnitudes = larger
@@ -69,7 +69,7 @@ class RangeDetector(wiring.Component):
             m.d.sync += [after.eq(before) for after, before in zip(delayed, control, strict=True)]
             control = delayed
         valid, clear, last = control
-        with m.If(clear | (valid & (magnitudes[0] > self.value))):
+        with m.If(clear | (valid & (self.value < magnitudes[0]))):
             m.d.sync += self.value.eq(Mux(valid, magnitudes[0], 0))
         m.d.sync += self.complete.eq(last)
         return m

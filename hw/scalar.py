@@ -265,7 +265,7 @@ class ScalarUnit(wiring.Component):
         old, kept, larger = Signal(32, reset_less=True), Signal(32, reset_less=True), Signal(32)
         replaces = Signal()
         m.d.sync += [arrived.eq(self.range), compared.eq(arrived), written.eq(compared), kept.eq(old),
-                     replaces.eq(compared.clear | (compared.value > old))]
+                     replaces.eq(compared.clear | (old < compared.value))]
         m.d.comb += larger.eq(Mux(replaces, written.value, kept))
         pending = self.range.valid | arrived.valid | compared.valid | written.valid
 

@@ -126,12 +126,13 @@ class Softmax(wiring.Component):
             m.d.comb += write.en.eq(1)
             m.d.sync += total.eq(total + term)
 
-        # Divisions. The label is held for many cycles.
+        # Divisions. The label is held for many cycles; a register takes it, because its way here is long.
         dividend = data_only(TERM_BITS)
-        label_there, at_label = Signal(), Signal()
+        label, at_label = data_only(LABEL_BITS), Signal()
+        arrived, label_there = Signal(), Signal()       # with the label, with the comparison
         result = data_only(signed(PROBABILITY_BITS + 2))
-        m.d.sync += [label_there.eq(self.label.valid), at_label.eq(self.label.payload == position),
-                     dividend.eq(read.data)]
+        m.d.sync += [label.eq(self.label.payload), arrived.eq(self.label.valid), at_label.eq(label == position),
+                     label_there.eq(arrived), dividend.eq(read.data)]
         m.d.comb += [
             divider.i.payload.numerator.eq(dividend << PROBABILITY_BITS),
             divider.i.payload.denominator.eq(total),
@@ -143,7 +144,7 @@ class Softmax(wiring.Component):
                 walk.load(self.logits.valid)
             with m.State("STORE"):
                 m.d.comb += write.en.eq(1)
-                m.d.sync += exceeds.eq(first | (logit > largest))
+                m.d.sync += exceeds.eq(first | (largest < logit))
                 with m.If(walk.last):
                     m.d.sync += collected.eq(0)
                 walk.store("POWERS")

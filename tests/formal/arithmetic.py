@@ -310,7 +310,7 @@ PROOFS = [
         Fault("hw/isqrt.py", "self.i.ready.eq(~busy)", "self.i.ready.eq(left == 0)"),
         Fault("hw/isqrt.py", "partial - Cat(Const(1, 2), root)", "partial - Cat(Const(0, 2), root)"))),
     Proof("range_detector/maximum", RangeProof, 6, (
-        Fault("hw/range_detector.py", "first.eq(magnitudes[2 * k] > magnitudes[2 * k + 1])",
+        Fault("hw/range_detector.py", "first.eq(magnitudes[2 * k + 1] < magnitudes[2 * k])",
               "first.eq(magnitudes[2 * k][1:] > magnitudes[2 * k + 1][1:])"),
         Fault("hw/range_detector.py", "with m.If(clear | ", "with m.If((clear & ~valid) | ")), induction=True),
     *[Proof(f"scalar/{name}", lambda operation=operation: LogarithmProof(operation), 16,
