@@ -175,9 +175,10 @@ def late_endpoints(netlist: dict, timings: list[dict]) -> list[Path]:
 
 
 def later(timings: list[dict], ns: float) -> str:
-    """A line that counts the endpoints of ``timings`` that are later than ``ns``."""
+    """A line that counts the endpoints of ``timings`` that are later than ``ns``. Setup times, which the report leaves
+    out, come on top: a synchronous reset (LSR) has 0.4 ns on ECP5."""
     arrivals = [max(end["delay"]) for timing in timings for end in timing["endpoints"]]
-    return f"{sum(arrival > ns for arrival in arrivals)} of {len(arrivals)} endpoints later than {ns:g} ns\n"
+    return f"{sum(arrival > ns for arrival in arrivals)} of {len(arrivals)} endpoints later than {ns:g} ns, setup times apart\n"
 
 
 def report(paths: list[Path], count: int = 40) -> str:

@@ -75,7 +75,7 @@ def test_late_endpoints_are_grouped_by_register_with_the_latest_arrival():
                for k in range(3)]
     timings.append({"net": "enable", "endpoints": [{"cell": "last", "port": "CE", "delay": [5.5]},
                                                    {"cell": "$PACKER_VCC", "port": "Z", "delay": [0.1]}]})
-    assert later(timings, 5) == "2 of 5 endpoints later than 5 ns\n"
+    assert later(timings, 5) == "2 of 5 endpoints later than 5 ns, setup times apart\n"
     assert report(late_endpoints(design, timings)) == ("  6.0 ns      3 x  next[2] > sum2.M\n"
                                                        "  5.5 ns      1 x  enable > a.state.CE\n"
                                                        "  0.1 ns      1 x  enable > $PACKER_VCC.Z\n")
