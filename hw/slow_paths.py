@@ -178,7 +178,8 @@ def later(timings: list[dict], ns: float) -> str:
     """A line that counts the endpoints of ``timings`` that are later than ``ns``. Setup times, which the report leaves
     out, come on top: a synchronous reset (LSR) has 0.4 ns on ECP5."""
     arrivals = [max(end["delay"]) for timing in timings for end in timing["endpoints"]]
-    return f"{sum(arrival > ns for arrival in arrivals)} of {len(arrivals)} endpoints later than {ns:g} ns, setup times apart\n"
+    late = sum(arrival > ns for arrival in arrivals)
+    return f"{late} of {len(arrivals)} endpoints later than {ns:g} ns, setup times apart\n"
 
 
 def report(paths: list[Path], count: int = 40) -> str:
