@@ -78,6 +78,14 @@ def test_stalls_change_nothing(unit, offer, accept):
         assert np.array_equal(got, formula(logits, -12, labels))
 
 
+def test_a_label_may_come_in_any_cycle(unit):
+    """Also in that of the first quotient: logits of two classes and their label come about equally late."""
+    unit, core, _ = unit
+    logits, labels = samples(np.random.default_rng(7), 500, 2)
+    got, _ = run(unit, core, logits, -12, labels, offer=0.03)
+    assert np.array_equal(got, formula(logits, -12, labels))
+
+
 def test_latency_is_as_documented(unit):
     unit, core, most = unit
     for classes in (2, 4, 10, most):
