@@ -109,6 +109,8 @@ def recall(netlist: dict, kept: dict[str, str]) -> dict[str, str]:
 
     Raises ValueError if the netlist has other cells than the floorplan, or a site is none or taken twice.
     """
+    if not isinstance(kept, dict):
+        raise ValueError("a floorplan is an object of sites by names of cells")
     names, cells = stable_names(netlist), top_module(netlist)["cells"]
     for only, text in ((names.keys() - kept, "has no site for"), (kept.keys() - names, "has a site for unknown")):
         if only:

@@ -320,8 +320,9 @@ def run(design: str, config: CoreConfig, device: str, out: Path, *, seeds=(1, 2,
     place = [nextpnr, "--85k", "--speed", "6", "--package", "CABGA756", "--json", "pins.json", "--freq", goal,
              *PLACE_AND_ROUTE, "--placer", placer]
     placed = folder / "placed.json"
-    (folder / "sites.json").unlink(missing_ok=True)
-    if kept is not None:
+    if kept is None:
+        (folder / "sites.json").unlink(missing_ok=True)
+    else:
         _fix_sites(folder, lambda netlist: recall(netlist, kept), note)
     for turn in range(1, floorplans + 1):
         _call([*place, "--seed", seeds[0], "--no-route", "--write", placed.name],

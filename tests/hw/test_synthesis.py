@@ -119,10 +119,12 @@ esac""")
     rates(1)
     assert json.loads(kept.read_text()).keys() == {"ram#0"}
     assert rates(0, kept) == rates(0, kept) == [101]        # taken from where it will be left again
-    for text, message in (("{}", "has no site for 'ram#0'"), ("{", "no floorplan in .*sites.json")):
+    for text, message in (("{}", "has no site for 'ram#0'"), ("[]", "an object of sites"),
+                          ("{", "no floorplan in .*sites.json")):
         kept.write_text(text)
         with pytest.raises(synthesis.SynthesisError, match=message):
             rates(0, kept)
+        assert kept.read_text() == text         # what is refused is not lost
     with pytest.raises(synthesis.SynthesisError, match="choose --floorplans or --sites"):
         rates(1, kept)
     (tmp_path / "placed").write_text((tmp_path / "netlist").read_text())
